@@ -1,0 +1,1 @@
+"""The foundation: values, ports and the hot-path network code. Knows no Broker, no Source, no Revision."""

@@ -1,0 +1,54 @@
+"""Senders route by name, not by DNS: the cluster's names lead to the platform's own listeners.
+
+``<service>.<namespace>.svc.cluster.local`` and ``<service>.<namespace>.localhost`` lead to the gateway,
+``broker-ingress.*`` to the broker's ingress; the Host header keeps the name. Every other name is left to DNS.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import SplitResult, urlsplit
+
+import msgspec
+
+from core.net.types import Address
+
+__all__ = ["Names", "Target"]
+
+
+class Target(msgspec.Struct, frozen=True):
+    """Where to connect for a URL, and what to ask for there."""
+
+    address: Address
+    host: bytes
+    path: bytes
+    tls: bool = False
+
+
+class Names(msgspec.Struct, frozen=True, kw_only=True):
+    """The platform's names. `gateway` and `broker` are where those listeners are; None leaves the names to DNS."""
+
+    gateway: Address | None = None
+    broker: Address | None = None
+
+    def target(self, url: str) -> Target:
+        """Where `url` leads. Raises ValueError where it is not an absolute http or https URL."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"{url!r} is not an absolute http or https URL")
+        tls = parts.scheme == "https"
+        known = None if tls else self._own(parts.hostname)
+        address = known or (parts.hostname, parts.port or (443 if tls else 80))
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return Target(address, _host(parts).encode("idna"), path.encode("ascii", "replace"), tls)
+
+    def _own(self, hostname: str) -> Address | None:
+        if not hostname.endswith((".svc.cluster.local", ".localhost")):
+            return None
+        if hostname.startswith("broker-ingress."):
+            return self.broker
+        return self.gateway
+
+
+def _host(parts: SplitResult) -> str:
+    host = parts.hostname or ""
+    return f"{host}:{parts.port}" if parts.port else host

@@ -1,0 +1,1 @@
+"""The serving half: Services become Revisions behind Routes; the gateway holds, limits and forwards; KPA scales."""
