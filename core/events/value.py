@@ -141,6 +141,6 @@ def _check_formats(attributes: Mapping[str, str]) -> list[FieldError]:
         try:
             parse_rfc3339(moment)
         except ValueError:
-            rule = "must be an RFC 3339 time such as 2026-11-23T04:05:06Z"
+            rule = "must be an RFC 3339 time with its time zone, such as 2026-11-23T04:05:06Z"
             errors.append(FieldError(path="time", rule=rule, value=moment))
     return errors

@@ -77,16 +77,16 @@ class Metrics:
         self._helps: dict[str, tuple[str, str]] = {}
         self._children: dict[str, dict[Labels, Metric]] = {}
 
-    def counter(self, name: str, help_text: str, **labels: str) -> Counter:
+    def counter(self, name: str, help_text: str, /, **labels: str) -> Counter:
         return self._child(Counter, name, help_text, labels)
 
-    def gauge(self, name: str, help_text: str, **labels: str) -> Gauge:
+    def gauge(self, name: str, help_text: str, /, **labels: str) -> Gauge:
         return self._child(Gauge, name, help_text, labels)
 
-    def histogram(self, name: str, help_text: str, **labels: str) -> Histogram:
+    def histogram(self, name: str, help_text: str, /, **labels: str) -> Histogram:
         return self._child(Histogram, name, help_text, labels)
 
-    def forget(self, name: str, **labels: str) -> None:
+    def forget(self, name: str, /, **labels: str) -> None:
         """Drop one child, so that a deleted resource's series end."""
         self._children.get(name, {}).pop(tuple(labels.items()), None)
 

@@ -1,0 +1,165 @@
+"""The HTTP binding against the specification's own examples, and against the cloudevents SDK as an oracle."""
+
+import json
+
+import pytest
+from cloudevents.core.bindings.http import HTTPMessage, from_http_event, to_binary_event, to_structured_event
+from cloudevents.core.v1.event import CloudEvent as SdkEvent
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.errors import InvalidInput
+from core.events import CloudEvent, binary_head, from_http, is_event, new_event, to_binary, to_structured
+
+BASE = {"specversion": "1.0", "id": "1", "source": "/here", "type": "a.b"}
+BASE_HEADERS = [(f"ce-{name}".encode(), value.encode()) for name, value in BASE.items()]
+
+text = st.text(st.characters(blacklist_categories=("Cc", "Cs", "Cn")), min_size=1, max_size=30)
+uri = st.from_regex(r"[a-zA-Z0-9/:._~%\-]{1,20}", fullmatch=True)
+names = st.from_regex(r"[a-z][a-z0-9]{0,15}", fullmatch=True).filter(
+    lambda name: (
+        name not in ("data", "id", "source", "type", "specversion", "time", "subject", "dataschema", "datacontenttype")
+    )
+)
+events = st.builds(
+    lambda required, extensions, subject, data: CloudEvent.of(
+        {**extensions, **required, "specversion": "1.0", **({"subject": subject} if subject else {})}
+        | ({"datacontenttype": "application/octet-stream"} if data else {}),
+        data or None,
+    ),
+    st.fixed_dictionaries({"id": text, "source": uri, "type": text}),
+    st.dictionaries(names, text, max_size=4),
+    st.none() | text,
+    st.none() | st.binary(min_size=1, max_size=200),
+)
+
+
+@given(events)
+def test_binary_mode_gives_back_the_same_event(event):
+    assert from_http(*to_binary(event)) == event
+
+
+@given(events)
+def test_structured_mode_gives_back_the_same_event(event):
+    assert from_http(*to_structured(event)) == event
+
+
+@given(events)
+def test_the_sdk_reads_our_binary_mode_as_the_same_event(event):
+    headers, body = to_binary(event)
+    assert_same(event, from_http_event(HTTPMessage({n.decode(): v.decode() for n, v in headers}, body)))
+
+
+@given(events)
+def test_the_sdk_reads_our_structured_mode_as_the_same_event(event):
+    headers, body = to_structured(event)
+    assert_same(event, from_http_event(HTTPMessage({n.decode(): v.decode() for n, v in headers}, body)))
+
+
+@given(events, st.booleans())
+def test_we_read_what_the_sdk_writes(event, binary):
+    theirs = SdkEvent({**event.attributes}, event.data)
+    message = (to_binary_event if binary else to_structured_event)(theirs)
+    headers = [(name.lower().encode(), value.encode()) for name, value in message.headers.items()]
+    read = from_http(headers, bytes(message.body))
+    assert {name: value for name, value in read.attributes.items() if name != "time"} == event.attributes
+    assert read.data == event.data
+
+
+def assert_same(ours: CloudEvent, theirs) -> None:
+    # The SDK gives an event without a time the present one.
+    attributes = {
+        name: value for name, value in theirs.get_attributes().items() if value is not None and name != "time"
+    }
+    assert attributes == ours.attributes
+    assert (theirs.get_data() or None) == ours.data
+
+
+def test_the_specifications_example_of_percent_encoding():
+    event = CloudEvent.of({**BASE, "subject": "Euro € 😀"})
+    assert b"ce-subject: Euro%20%E2%82%AC%20%F0%9F%98%80\r\n" in binary_head(event)
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        pytest.param(b"plain", "plain", id="plain"),
+        pytest.param(b"Euro%20%e2%82%ac", "Euro €", id="lower-case hex is accepted"),
+        pytest.param(b"%41", "A", id="needless encoding is accepted"),
+        pytest.param(b'"with space"', "with space", id="quoted strings of older senders"),
+        pytest.param(b'"say \\"hi\\""', 'say "hi"', id="escapes inside a quoted string"),
+        pytest.param(b"100%", "100%", id="a lone percent sign stays"),
+        pytest.param(b"%2520", "%20", id="one round of decoding only"),
+    ],
+)
+def test_header_values_are_decoded(sent, read):
+    assert from_http([*BASE_HEADERS, (b"ce-subject", sent)], b"").subject == read
+
+
+def structured(**members) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    return [(b"content-type", b"application/cloudevents+json")], json.dumps({**BASE, **members}).encode()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "says"),
+    [
+        pytest.param([], b"{}", "carries no CloudEvent", id="no event at all"),
+        pytest.param([(b"ce-specversion", b"1.0")], b"", "id: is required", id="required attributes missing"),
+        pytest.param([*BASE_HEADERS, (b"ce-id", b"2")], b"", "id: is given more than once", id="attribute twice"),
+        pytest.param([*BASE_HEADERS, (b"ce-my_ext", b"x")], b"", "a-z and 0-9", id="name with underscore"),
+        pytest.param([*BASE_HEADERS, (b"ce-data", b"x")], b"", "reserved", id="data as an attribute"),
+        pytest.param([*BASE_HEADERS, (b"ce-time", b"noon")], b"", "RFC 3339", id="time"),
+        pytest.param([*BASE_HEADERS, (b"ce-time", b"2026-11-23T04:05:06")], b"", "time zone", id="time without zone"),
+        pytest.param([*BASE_HEADERS, (b"ce-subject", b"%C0%A0")], b"", "valid UTF-8", id="overlong UTF-8"),
+        pytest.param([*BASE_HEADERS, (b"ce-subject", b"a%0Ab")], b"", "control characters", id="newline in a value"),
+        pytest.param([*BASE_HEADERS, (b"ce-subject", b"")], b"", "must not be empty", id="empty subject"),
+        pytest.param([*BASE_HEADERS[1:], (b"ce-specversion", b"0.3")], b"", 'must be "1.0"', id="older version"),
+        pytest.param(*structured(data=1, data_base64="YQ=="), "together with data", id="both data members"),
+        pytest.param(*structured(data_base64="?"), "Base64", id="not base64"),
+        pytest.param(*structured(ext={"a": 1}), "string, a boolean or a 32-bit integer", id="object attribute"),
+        pytest.param(*structured(ext=2**31), "32-bit", id="integer too large"),
+        pytest.param([(b"content-type", b"application/cloudevents+json")], b"[", "not a JSON object", id="broken JSON"),
+        pytest.param([(b"content-type", b"application/cloudevents+avro")], b"", "not supported", id="unknown format"),
+        pytest.param([(b"content-type", b"application/cloudevents-batch+json")], b"[]", "batch", id="batch"),
+    ],
+)
+def test_an_invalid_event_is_refused_with_the_reason(headers, body, says):
+    with pytest.raises(InvalidInput, match=says.replace("+", r"\+")):
+        from_http(headers, body)
+
+
+def test_json_data_is_kept_byte_for_byte():
+    body = b'{"specversion":"1.0","id":"1","source":"/","type":"t","data": {"b":1.10,  "a":[ ]} }'
+    event = from_http([(b"content-type", b"application/cloudevents+json; charset=utf-8")], body)
+    assert event.data == b'{"b":1.10,  "a":[ ]}'
+    assert event.attributes["datacontenttype"] == "application/json"
+
+
+def test_attribute_types_become_their_canonical_strings_and_null_means_absent():
+    event = from_http(*structured(yes=True, number=-7, nothing=None))
+    assert event.attributes["yes"] == "true"
+    assert event.attributes["number"] == "-7"
+    assert "nothing" not in event.attributes
+
+
+def test_text_data_of_a_structured_event_is_its_text():
+    event = from_http(*structured(datacontenttype="text/plain", data="höhe"))
+    assert event.data == "höhe".encode()
+
+
+@pytest.mark.parametrize(
+    ("headers", "claims"),
+    [
+        ([(b"ce-specversion", b"1.0")], True),
+        ([(b"content-type", b"Application/CloudEvents+json")], True),
+        ([(b"content-type", b"application/json")], False),
+    ],
+)
+def test_a_message_claims_to_be_an_event_by_its_headers(headers, claims):
+    assert is_event(headers) is claims
+
+
+def test_a_new_event_has_an_id_and_its_time():
+    event = new_event(type="t", source="/s", now=0.25)
+    assert event.id
+    assert event.attributes["time"] == "1970-01-01T00:00:00.250000Z"
