@@ -6,7 +6,7 @@ the Kubernetes API ("API concepts": resource versions, efficient detection of ch
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Literal, Protocol
 
 import msgspec
@@ -45,7 +45,7 @@ class ResourceStore(Protocol):
         """All resources of a kind, in one namespace or (None) in all, sorted by namespace and name."""
         ...
 
-    def watch(self, kind: KindRef, since: int, namespace: str | None = None) -> AsyncIterator[Change]:
+    def watch(self, kind: KindRef, since: int, namespace: str | None = None) -> AsyncGenerator[Change, None]:
         """Every change of the kind after version `since`, once each, in order, without end.
 
         Raises Gone where changes since then are no longer kept: list again and watch from there. Closing the iterator

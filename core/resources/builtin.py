@@ -1,0 +1,57 @@
+"""The kinds of Kubernetes itself that manifests and clients expect to find, and that the platform writes.
+
+Their bodies are taken as they are. Names as in the Kubernetes API reference, v1.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from core.resources.kinds import Column, Kind
+from core.resources.meta import KindRef
+
+__all__ = ["CONFIG_MAP", "ENDPOINT_SLICE", "EVENT", "KINDS", "NAMESPACE", "SECRET"]
+
+NAMESPACE: Final = KindRef("", "v1", "Namespace")
+EVENT: Final = KindRef("", "v1", "Event")
+CONFIG_MAP: Final = KindRef("", "v1", "ConfigMap")
+SECRET: Final = KindRef("", "v1", "Secret")
+ENDPOINT_SLICE: Final = KindRef("discovery.k8s.io", "v1", "EndpointSlice")
+
+KINDS: Final = (
+    Kind(
+        ref=NAMESPACE,
+        plural="namespaces",
+        singular="namespace",
+        short_names=("ns",),
+        namespaced=False,
+        columns=(Column(name="Status", path=".status.phase"),),
+    ),
+    Kind(
+        ref=EVENT,
+        plural="events",
+        singular="event",
+        short_names=("ev",),
+        columns=(
+            Column(name="Last Seen", path=".lastTimestamp"),
+            Column(name="Type", path=".type"),
+            Column(name="Reason", path=".reason"),
+            Column(name="Kind", path=".involvedObject.kind"),
+            Column(name="Object", path=".involvedObject.name"),
+            Column(name="Message", path=".message"),
+        ),
+    ),
+    Kind(ref=CONFIG_MAP, plural="configmaps", singular="configmap", short_names=("cm",)),
+    Kind(
+        ref=SECRET,
+        plural="secrets",
+        singular="secret",
+        columns=(Column(name="Type", path=".type"),),
+    ),
+    Kind(
+        ref=ENDPOINT_SLICE,
+        plural="endpointslices",
+        singular="endpointslice",
+        columns=(Column(name="AddressType", path=".addressType"),),
+    ),
+)
