@@ -1,0 +1,117 @@
+"""The server's side of one request: the answer that a handler gives, as bytes on the connection."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from core.net.types import Headers, RequestHead
+from core.net.wire import CLOSE, LAST_CHUNK, bodiless, chunk, header_lines, status_line
+
+if TYPE_CHECKING:
+    from core.net.connection import ServerConnection
+
+__all__ = ["ServerExchange"]
+
+_log = logging.getLogger(__name__)
+
+
+class ServerExchange:
+    """Implements `core.net.types.Exchange`. After the answer is complete, or the client is gone, calls do nothing."""
+
+    __slots__ = ("_chunked", "_head_only", "_left", "_old", "_silent", "connection", "ended", "started", "target")
+
+    def __init__(self, connection: ServerConnection, head: RequestHead) -> None:
+        #: None once nothing that is written matters any more.
+        self.connection: ServerConnection | None = connection
+        self.target = head.target
+        self.started = False
+        #: The sink was told that the request is complete.
+        self.ended = False
+        self._head_only = head.method == b"HEAD"
+        self._old = head.http_1_0
+        self._silent = False  # this answer has no body, whatever is written
+        self._chunked = False
+        self._left: int | None = None
+
+    def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
+        connection = self.connection
+        if connection is None:
+            return
+        head = self._head(connection, status, headers, len(body))
+        connection.transport.write(head if self._silent else head + body)
+        connection.answered(self)
+
+    def start(self, status: int, headers: Headers, content_length: int | None) -> None:
+        connection = self.connection
+        if connection is None:
+            return
+        head = self._head(connection, status, headers, content_length)
+        self._left = content_length
+        connection.transport.write(head)
+
+    def write(self, data: bytes) -> None:
+        connection = self.connection
+        if connection is None or self._silent or not data:
+            return
+        if self._chunked:
+            data = chunk(data)
+        elif self._left is not None:
+            self._left -= len(data)
+            if self._left < 0:
+                self._broken(connection, "an answer is longer than its stated length")
+                return
+        connection.transport.write(data)
+
+    def end(self) -> None:
+        connection = self.connection
+        if connection is None:
+            return
+        if not self._silent:
+            if self._chunked:
+                connection.transport.write(LAST_CHUNK)
+            elif self._left:
+                self._broken(connection, "an answer is shorter than its stated length")
+                return
+        connection.answered(self)
+
+    def abort(self) -> None:
+        if self.connection is not None:
+            self.connection.forsake(self)
+
+    def pause(self) -> None:
+        if self.connection is not None:
+            self.connection.hold()
+
+    def resume(self) -> None:
+        if self.connection is not None:
+            self.connection.release(self)
+
+    def _head(self, connection: ServerConnection, status: int, headers: Headers, content_length: int | None) -> bytes:
+        if self.started:
+            raise RuntimeError("an exchange is answered once")
+        self.started = True
+        try:
+            start, lines = status_line(status), header_lines(headers)
+        except ValueError:
+            _log.exception("an answer cannot be put on the wire", extra=self._facts())
+            start, lines, content_length, self._silent = status_line(500), b"", 0, True
+        close = CLOSE if connection.closes() else b""
+        if bodiless(status):
+            self._silent = True
+            return b"%b%b%b\r\n" % (start, lines, close)
+        if self._head_only:
+            self._silent = True
+        if content_length is not None:
+            return b"%b%bcontent-length: %d\r\n%b\r\n" % (start, lines, content_length, close)
+        if self._old or self._silent:
+            return b"%b%b%b\r\n" % (start, lines, close)
+        self._chunked = True
+        return b"%b%btransfer-encoding: chunked\r\n%b\r\n" % (start, lines, close)
+
+    def _broken(self, connection: ServerConnection, what: str) -> None:
+        _log.error(what, extra=self._facts())
+        connection.forsake(self)
+
+    def _facts(self) -> dict[str, dict[str, str]]:
+        return {"facts": {"target": repr(self.target)}}

@@ -1,0 +1,151 @@
+"""The connections to one address: reused last in, first out, bounded, and opened by one task each."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING
+
+from core.net.types import Address, ConnectFailed, ConnectionLost, NetError
+from core.net.upstream import Upstream, UpstreamConnection
+
+if TYPE_CHECKING:
+    from core.net.client import Client
+
+__all__ = ["Pool"]
+
+
+class Pool:
+    """Hands requests to connections. Requests that find none wait in order of arrival, bounded."""
+
+    __slots__ = (
+        "_address",
+        "_client",
+        "_connecting",
+        "_connections",
+        "_idle",
+        "_limits",
+        "_tls",
+        "_waiting",
+        "heads",
+        "key",
+        "name",
+    )
+
+    def __init__(self, client: Client, address: Address, tls: bool) -> None:
+        self.key = (address, tls)
+        self.heads = client.heads
+        self.name = f"{address[0]}:{address[1]}"
+        self._client = client
+        self._limits = client.limits
+        self._address = address
+        self._tls = tls
+        self._connections: set[UpstreamConnection] = set()
+        self._idle: list[UpstreamConnection] = []
+        self._waiting: deque[Upstream] = deque()
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    @property
+    def empty(self) -> bool:
+        return not (self._connections or self._connecting or self._waiting)
+
+    def submit(self, request: Upstream) -> None:
+        """Send `request` on an idle connection, else on a new one, else as soon as one is free."""
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            # One that the peer closed while it was idle has seen nothing of the request: the next will do.
+            if not connection.transport.is_closing():
+                request.attach(connection)
+                return
+        if len(self._connections) + len(self._connecting) < self._limits.max_connections_per_address:
+            self._waiting.append(request)
+            self._open()
+        elif len(self._waiting) < self._limits.max_waiting_per_address:
+            self._waiting.append(request)
+        else:
+            text = f"Too many requests wait for a connection to {self.name} ({len(self._waiting)})."
+            asyncio.get_running_loop().call_soon(request.fail, ConnectFailed(text))
+
+    # ---- opening
+
+    def _open(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._connect())
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        host, port = self._address
+        tls = self._client.tls_context() if self._tls else None
+        try:
+            async with asyncio.timeout(self._limits.connect_timeout_s):
+                await loop.create_connection(lambda: UpstreamConnection(self, loop), host, port, ssl=tls)
+        except TimeoutError:
+            self._failed(f"no answer in {self._limits.connect_timeout_s:g} s")
+        except (OSError, UnicodeError) as error:  # the latter from a host that cannot be a DNS name
+            self._failed(str(error))
+
+    def _failed(self, why: str) -> None:
+        """One connection did not come. With others there, only the longest waiting request fails; else all do."""
+        error = ConnectFailed(f"Cannot connect to {self.name}: {why}.")
+        failed = list(self._waiting) if not self._connections else [self._waiting[0]] if self._waiting else []
+        for _ in failed:
+            self._waiting.popleft()
+        for request in failed:
+            request.fail(error)
+        self._client.tidy(self)
+
+    # ---- connections
+
+    def opened(self, connection: UpstreamConnection) -> None:
+        self._connections.add(connection)
+        self.release(connection)
+
+    def release(self, connection: UpstreamConnection) -> None:
+        """`connection` is free: the next waiting request takes it, else it is kept for a while."""
+        while self._waiting:
+            request = self._waiting.popleft()
+            if not request.done:
+                request.attach(connection)
+                return
+        if len(self._idle) >= self._limits.max_idle_per_address or self._client.closed:
+            connection.transport.close()
+            return
+        connection.idle_since = self._client.now
+        self._idle.append(connection)
+
+    def closed(self, connection: UpstreamConnection) -> None:
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        spare = self._limits.max_connections_per_address - len(self._connections) - len(self._connecting)
+        if len(self._waiting) > len(self._connecting) and spare > 0 and not self._client.closed:
+            self._open()
+        self._client.tidy(self)
+
+    def sweep(self, before: float) -> None:
+        """Close what has been idle since before then. The longest idle are first."""
+        idle = self._idle
+        count = 0
+        while count < len(idle) and idle[count].idle_since <= before:
+            idle[count].transport.close()
+            count += 1
+        del idle[:count]
+
+    def shut(self) -> list[asyncio.Task[None]]:
+        """Fail what waits, abort every connection; the tasks to wait for."""
+        tasks = list(self._connecting)
+        for task in tasks:
+            task.cancel()
+        waiting = list(self._waiting)
+        self._waiting.clear()
+        for request in waiting:
+            request.fail(_shut_down())
+        for connection in list(self._connections):
+            connection.transport.abort()
+        return tasks
+
+
+def _shut_down() -> NetError:
+    return ConnectionLost("The client is closed.", sent=False, fresh=True)
