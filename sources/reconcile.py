@@ -1,0 +1,127 @@
+"""The reconcilers of this plane: where a source's sink is, and what its status says.
+
+Conditions as Knative's sources have them: SinkProvided is decided here; Deployed says whether the source runs, and is
+reported by the harness (`sources.harness`), as a Deployment's availability is on a cluster; Ready sums them up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from core.control.reconcile import Outcome, View
+from core.resources import Condition, Key, KindRef, Resource, Unresolved, merge_conditions, resolve, summarize
+from sources.objectstore import CREATED, bucket_of
+from sources.ping import PING, ping_source_of
+from sources.resources import OBJECT_STORE_SOURCE, PING_SOURCE, object_store_spec, sink_of
+
+__all__ = ["ADDRESSABLES", "DEPLOYED", "SourceReconciler", "deployed_of", "reconcilers", "with_deployed"]
+
+DEPLOYED: Final = "Deployed"
+#: Kinds that a sink may refer to. A Kubernetes Service needs no looking up: its name is its address.
+ADDRESSABLES: Final = (
+    KindRef("eventing.knative.dev", "v1", "Broker"),
+    KindRef("serving.knative.dev", "v1", "Route"),
+    KindRef("serving.knative.dev", "v1", "Service"),
+)
+
+
+class EventAttributes(msgspec.Struct, frozen=True):
+    """What a source's events look like: an entry of ``status.ceAttributes``."""
+
+    type: str
+    source: str
+
+
+class SourceReconciler:
+    """The decision about one kind of source."""
+
+    def __init__(
+        self,
+        kind: KindRef,
+        attributes: Callable[[Resource], EventAttributes],
+        addressables: Iterable[KindRef] = ADDRESSABLES,
+    ) -> None:
+        self._kind = kind
+        self._attributes = attributes
+        self._related: Mapping[KindRef, Callable[[Resource, View], Iterable[Key]]]
+        self._related = dict.fromkeys(addressables, self._sources_of)
+
+    @property
+    def kind(self) -> KindRef:
+        return self._kind
+
+    @property
+    def related(self) -> Mapping[KindRef, Callable[[Resource, View], Iterable[Key]]]:
+        return self._related
+
+    def decide(self, resource: Resource, view: View, now: float) -> Outcome:
+        """The status that follows from the sink, and from what the harness said last of the source itself."""
+        sink, _ = sink_of(resource)
+        status: dict[str, Any] = {"observedGeneration": resource.meta.generation}
+        try:
+            if sink is None:
+                raise Unresolved("NoDestination", "Neither a ref nor a uri is given.")
+            status["sinkUri"] = resolve(sink, resource.meta.namespace, view.get)
+            provided = Condition(type="SinkProvided", status="True")
+            deployed = deployed_of(resource) or Condition(
+                type=DEPLOYED, status="Unknown", reason="Starting", message="The source has not started yet."
+            )
+        except Unresolved as error:
+            provided = Condition(type="SinkProvided", status="False", reason=error.reason, message=str(error))
+            message = "The source starts once its sink is known."
+            deployed = Condition(type=DEPLOYED, status="Unknown", reason="WaitingForSink", message=message)
+        status["ceAttributes"] = [msgspec.to_builtins(self._attributes(resource))]
+        found = summarize("Ready", (provided, deployed))
+        status["conditions"] = merge_conditions(resource.status.get("conditions") or (), found, now)
+        return Outcome(status=status)
+
+    def _sources_of(self, sink: Resource, view: View) -> Iterable[Key]:
+        """The sources that refer to this resource."""
+        for source in view.list(self._kind):
+            destination, _ = sink_of(source)
+            ref = destination.ref if destination is not None else None
+            if ref is None or ref.name != sink.meta.name or ref.kind != sink.ref.kind:
+                continue
+            if (ref.namespace or source.meta.namespace) == sink.meta.namespace:
+                yield source.key
+
+
+def reconcilers(addressables: Iterable[KindRef] = ADDRESSABLES) -> tuple[SourceReconciler, ...]:
+    """One for each kind of this plane. The control loop must know the kinds in `addressables`."""
+    kinds = tuple(addressables)
+    return (
+        SourceReconciler(PING_SOURCE, _ping_attributes, kinds),
+        SourceReconciler(OBJECT_STORE_SOURCE, _object_store_attributes, kinds),
+    )
+
+
+def deployed_of(resource: Resource) -> Condition | None:
+    """The condition that the harness reported last; None where it has not yet, or the source has waited since."""
+    for entry in resource.status.get("conditions") or ():
+        if entry.get("type") == DEPLOYED and entry.get("reason") != "WaitingForSink":
+            return Condition(
+                type=DEPLOYED,
+                status=entry.get("status", "Unknown"),
+                reason=entry.get("reason", ""),
+                message=entry.get("message", ""),
+            )
+    return None
+
+
+def with_deployed(resource: Resource, deployed: Condition, now: float) -> Resource:
+    """The resource with this condition in its status, the other conditions as they are."""
+    before = resource.status.get("conditions") or []
+    others = [entry for entry in before if entry.get("type") != DEPLOYED]
+    entries = sorted([*others, *merge_conditions(before, [deployed], now)], key=lambda entry: str(entry["type"]))
+    return resource.with_status({**resource.status, "conditions": entries})
+
+
+def _ping_attributes(resource: Resource) -> EventAttributes:
+    return EventAttributes(PING, ping_source_of(resource.meta.namespace, resource.meta.name))
+
+
+def _object_store_attributes(resource: Resource) -> EventAttributes:
+    return EventAttributes(CREATED, bucket_of(object_store_spec(resource)).source)
