@@ -1,0 +1,122 @@
+"""What a reverse proxy must get right about one request, as pure functions: headers on the way in and out, and whether
+a failed attempt may be repeated.
+
+Rules: RFC 9110 section 7.6.1 (hop-by-hop fields), section 9.2.2 (idempotent methods), RFC 7239 (Forwarded). core.net
+takes off the fields that belong to a connection or to the framing, and those that Connection names, on both sides; what
+is left to do here is what only a proxy knows.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from core.net.types import ConnectFailed, ConnectionLost, Headers, NetError, RequestHead
+
+__all__ = ["MAX_ATTEMPTS", "Forwarded", "Retry", "after_failure", "answer_headers"]
+
+#: Attempts for one request. With the throttler's back-off, eight failures of one instance span several seconds.
+MAX_ATTEMPTS: Final = 8
+
+#: Remembered (peer, host) pairs; the whole memory is dropped when full, which costs a microsecond per pair.
+MAX_REMEMBERED: Final = 4096
+
+#: Between a client and its proxy only (RFC 9110 11.7).
+_PROXY: Final = frozenset({b"proxy-authenticate", b"proxy-authorization"})
+_TOLD: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"})
+_SPECIAL: Final = _PROXY | _TOLD
+
+_IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+
+
+class Forwarded:
+    """Builds the headers that an instance gets: the client's own, and where the request came from.
+
+    A client's ``X-Forwarded-For`` and ``Forwarded`` are continued and its ``-Proto`` and ``-Host`` kept, because what
+    ends TLS for a gateway stands in front of it.
+    """
+
+    __slots__ = ("_remembered",)
+
+    def __init__(self) -> None:
+        self._remembered: dict[tuple[str, bytes], Headers] = {}
+
+    def headers(self, head: RequestHead) -> Headers:
+        """The headers to send for `head`, Host as it came."""
+        kept: Headers = []
+        told: dict[bytes, bytes] | None = None
+        for field in head.headers:
+            name = field[0]
+            if name not in _SPECIAL:
+                kept.append(field)
+            elif name in _TOLD:
+                told = told or {}
+                told[name] = told[name] + b", " + field[1] if name in told else field[1]
+        pair = (head.peer, head.host)
+        added = self._remembered.get(pair) or self._remember(pair)
+        kept += added if told is None else _continued(added, told)
+        return kept
+
+    def _remember(self, pair: tuple[str, bytes]) -> Headers:
+        if len(self._remembered) >= MAX_REMEMBERED:
+            self._remembered.clear()
+        added = self._remembered[pair] = _added(*pair)
+        return added
+
+
+def answer_headers(headers: Headers) -> Headers:
+    """An instance's answer headers as the client gets them."""
+    return [field for field in headers if field[0] not in _PROXY]
+
+
+class Retry(enum.Enum):
+    """What to do after a failed attempt."""
+
+    #: Once more on the same instance: an idle connection had just been closed, which says nothing of the instance.
+    SAME = "same"
+    #: Leave this instance alone for a while and take another.
+    OTHER = "other"
+    GIVE_UP = "give up"
+
+
+def after_failure(error: NetError, *, method: bytes, bodiless: bool, replayable: bool, attempts: int) -> Retry:
+    """Whether a request whose answer has not begun may be sent again after attempt number `attempts` (from 1).
+
+    Safe is what cannot make the function see the request twice, or does no harm if it does. `replayable` says that all
+    of the body that came so far is still here.
+    """
+    if attempts >= MAX_ATTEMPTS or not replayable:
+        return Retry.GIVE_UP
+    if isinstance(error, ConnectFailed):
+        return Retry.OTHER
+    if isinstance(error, ConnectionLost):
+        if not error.sent:
+            return Retry.OTHER if error.fresh else Retry.SAME
+        if not error.fresh and bodiless and method in _IDEMPOTENT:
+            return Retry.SAME
+    return Retry.GIVE_UP
+
+
+def _added(peer: str, host: bytes) -> Headers:
+    address = peer.encode("latin-1")
+    node = b'"[' + address + b']"' if b":" in address else address
+    quoted = host.replace(b"\\", b"").replace(b'"', b"")
+    return [
+        (b"x-forwarded-for", address),
+        (b"x-forwarded-host", host),
+        (b"x-forwarded-proto", b"http"),
+        (b"forwarded", b'for=%b;host="%b";proto=http' % (node, quoted)),
+    ]
+
+
+def _continued(added: Headers, told: dict[bytes, bytes]) -> Headers:
+    found: Headers = []
+    for name, value in added:
+        before = told.get(name)
+        if before is None:
+            found.append((name, value))
+        elif name in (b"x-forwarded-for", b"forwarded"):
+            found.append((name, before + b", " + value))
+        else:
+            found.append((name, before))
+    return found

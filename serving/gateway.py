@@ -1,0 +1,188 @@
+"""The gateway: Host -> route -> revision -> a slot of an instance (or a place in line) -> forward.
+
+One hop between a client and a function; Knative's Route, activator and queue-proxy are this hop's work. The table comes
+from `serving.node`; this module has no I/O of its own beside what the server and the client that it is handed do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Final
+
+from core.errors import NotFound
+from core.net.body import IGNORE
+from core.net.types import Address, BodySink, Exchange, RequestHead
+from core.telemetry import Metrics
+from serving.demand import DemandReporter
+from serving.forwarding import Forwarded
+from serving.lane import Forward, Lane, Send, refuse
+from serving.routing import Endpoint, RevisionKey, RevisionLimits, RoutingTable, Snapshot
+
+__all__ = ["Gateway"]
+
+#: How often time-outs and back-offs are looked at while there are requests: one timer for all of them.
+SWEEP_EVERY_S: Final = 0.1
+
+#: A publisher's request to the broker that takes longer is answered 504, and the publisher tries again.
+BROKER_LIMITS: Final = RevisionLimits(timeout_s=60.0)
+_BROKER_PREFIX: Final = b"broker-ingress."
+_BROKER_KEY: Final = RevisionKey("", "broker-ingress")
+
+#: Until the first table is there: how long a control process takes to start.
+NOT_SYNCED_RETRY_S: Final = 1.0
+
+
+class Gateway:
+    """The data plane's handler, and the lanes that it sends requests along.
+
+    `send` is `Client.send`; `monotonic` gives seconds on the running loop's time base; `broker` is where hosts
+    ``broker-ingress.*`` lead (None: they are unknown).
+    """
+
+    def __init__(
+        self,
+        *,
+        send: Send,
+        reporter: DemandReporter,
+        metrics: Metrics,
+        rng: random.Random,
+        monotonic: Callable[[], float],
+        broker: Address | None = None,
+    ) -> None:
+        self.send = send
+        self.monotonic = monotonic
+        self.forwarded = Forwarded()
+        self._reporter = reporter
+        self._metrics = metrics
+        self._rng = rng
+        self._table: RoutingTable[Lane] | None = None
+        self._told: dict[RevisionKey, tuple[RevisionLimits, tuple[Endpoint, ...]]] = {}
+        self._lanes: dict[RevisionKey, Lane] = {}
+        self._busy: dict[Lane, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._quiet = asyncio.Event()
+        self._unknown = metrics.counter(
+            "penstock_gateway_unrouted_requests_total", "Requests whose host leads to no revision."
+        )
+        self._broker: Lane | None = None
+        if broker is not None:
+            self._broker = Lane(key=_BROKER_KEY, road=self, metrics=metrics)
+            self._broker.update(BROKER_LIMITS, (Endpoint("broker", broker),))
+
+    @property
+    def synced(self) -> bool:
+        """A table has been swapped in."""
+        return self._table is not None
+
+    @property
+    def active(self) -> int:
+        """Requests that are not done."""
+        return sum(len(lane.active) for lane in self._busy)
+
+    def handle(self, head: RequestHead, exchange: Exchange) -> BodySink:
+        """core.net's Handler."""
+        host = head.host
+        if self._broker is not None and host.startswith(_BROKER_PREFIX):
+            lane = self._broker
+        else:
+            try:
+                found = self._lane(host, exchange)
+            except NotFound as unknown:
+                self._unknown.value += 1
+                refuse(exchange, 404, "unknown-host", str(unknown))
+                return IGNORE
+            if found is None:
+                return IGNORE
+            lane = found
+        forward = Forward(lane, head, exchange)
+        lane.admit(forward)
+        return forward
+
+    def swap(self, snapshot: Snapshot) -> None:
+        """Go over to a new table at once. Requests under way stay where they are; what waits for a revision that is
+        gone is routed anew."""
+        wanted = set(snapshot.limits)
+        for target in snapshot.table.hosts.values():
+            wanted.update(target.choices)
+        gone = [self._lanes.pop(key) for key in self._lanes.keys() - wanted]
+        for key in wanted - self._lanes.keys():
+            self._lanes[key] = Lane(key=key, road=self, metrics=self._metrics)
+        self._table = snapshot.table.map(self._lanes.__getitem__)
+        told, self._told = self._told, {}
+        for key in sorted(wanted):
+            # A revision that a route names before it is known gets no instance: its limit is not known either.
+            limits = snapshot.limits.get(key)
+            told_now = (limits or RevisionLimits(), snapshot.endpoints.get(key, ()) if limits else ())
+            self._told[key] = told_now
+            if told.get(key) != told_now:
+                self._lanes[key].update(*told_now)
+        for lane in gone:
+            lane.update(lane.limits, ())
+            lane.retire()
+            lane.metrics.forget()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until no request is left; after `timeout_s` seconds, answer those that wait and cut the rest off."""
+        if self.active:
+            self._quiet.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._quiet.wait()
+            except TimeoutError:
+                for lane in tuple(self._busy):
+                    for forward in tuple(lane.active):
+                        forward.abandon()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # --- what lanes ask of their road ---
+
+    def rouse(self, lane: Lane) -> None:
+        self._busy[lane] = None
+        if lane is not self._broker:
+            self._reporter.watch(lane)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(SWEEP_EVERY_S, self._sweep)
+
+    def wake(self, lane: Lane) -> None:
+        if lane is not self._broker:
+            self._reporter.wake(lane)
+
+    def reroute(self, forward: Forward) -> None:
+        exchange = forward.exchange
+        try:
+            lane = self._lane(forward.head.host, exchange)
+        except NotFound as unknown:
+            self._unknown.value += 1
+            refuse(exchange, 404, "unknown-host", str(unknown))
+            return
+        if lane is not None:
+            forward.move(lane)
+
+    def _lane(self, host: bytes, exchange: Exchange) -> Lane | None:
+        """The lane for `host`; None where there is none yet and that was answered. Raises NotFound."""
+        if self._table is None:
+            text = "The gateway has not read its routes yet. Try again in a second."
+            refuse(exchange, 503, "not-synced", text, retry_after_s=NOT_SYNCED_RETRY_S)
+            return None
+        target = self._table.lookup(host)
+        if not target.choices:
+            text = f"Route {target.route} has no ready revision yet. See `penstock describe route`."
+            refuse(exchange, 503, "no-revision", text, retry_after_s=NOT_SYNCED_RETRY_S)
+            return None
+        return target.pick(self._rng)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        now_s = self.monotonic()
+        for lane in tuple(self._busy):
+            lane.sweep(now_s)
+            if lane.idle:
+                del self._busy[lane]
+        if self._busy:
+            self._timer = asyncio.get_running_loop().call_later(SWEEP_EVERY_S, self._sweep)
+        if not self.active:
+            self._quiet.set()

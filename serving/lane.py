@@ -1,0 +1,533 @@
+"""One revision's way through the gateway, and the life of each request on it.
+
+A request's life::
+
+    (admitted) -> HELD -> SENT -> ANSWERING -> DONE
+          |        ^ |     | |         |        ^
+          |        | |     | +---------+--------+   answered, timed out, broken, client gone
+          |        +-+-----+                    |   attempt failed, safe to repeat, no other slot free
+          +--------+-+--------------------------+   refused: the queue is full; timed out; client gone
+
+`Forward` is the side that faces the client (core.net's BodySink), `Answer` the side that faces one attempt at an
+instance (its ResponseListener). All that moves a request through its life is in this file.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol
+
+from core.errors import Overloaded
+from core.net.types import Address, Exchange, Headers, NetError, RequestHead, ResponseListener, UpstreamRequest
+from core.telemetry import Counter, Gauge, Histogram, Metrics
+from serving.demand import DemandMeter
+from serving.forwarding import Forwarded, Retry, after_failure, answer_headers
+from serving.routing import Endpoint, RevisionKey, RevisionLimits
+from serving.throttler import Instance, Throttler, Waiter
+
+__all__ = ["Answer", "Forward", "Lane", "LaneMetrics", "Road", "Send", "refuse"]
+
+#: An answer of known length up to this is put together and written to the client at once.
+MAX_WHOLE_ANSWER_BYTES: Final = 64 * 1024
+
+#: The part of a request's body that is kept so that it can be sent again: what core.net's client takes (256 KiB, and
+#: one read) before a connection is there, so that only what was really sent is let go.
+MAX_KEPT_BYTES: Final = 512 * 1024
+
+#: A held request's body up to this is taken in: most events are smaller, and 10,000 of them fit into 160 MiB.
+MAX_HELD_BODY_BYTES: Final = 16 * 1024
+
+_TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
+
+
+class Send(Protocol):
+    """`Client.send`."""
+
+    def __call__(
+        self,
+        address: Address,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        content_length: int | None,
+        listener: ResponseListener,
+    ) -> UpstreamRequest: ...
+
+
+class Road(Protocol):
+    """What all lanes share: the way out, the time, and who must be told."""
+
+    send: Send
+    monotonic: Callable[[], float]
+    forwarded: Forwarded
+
+    def rouse(self, lane: Lane) -> None:
+        """A lane that had no request has one: see to its time-outs and reports."""
+        ...
+
+    def wake(self, lane: Lane) -> None:
+        """A request waits although no instance is ready."""
+        ...
+
+    def reroute(self, forward: Forward) -> None:
+        """The revision that this held request waits for is gone: decide anew where it goes."""
+        ...
+
+
+class Stage(enum.Enum):
+    """Where a request is in its life (see the module's drawing)."""
+
+    HELD = "held"
+    SENT = "sent"
+    ANSWERING = "answering"
+    DONE = "done"
+
+
+_HELD, _SENT, _ANSWERING, _DONE = Stage
+
+
+class LaneMetrics:
+    """One revision's children of the gateway's metrics, looked up once."""
+
+    _CODES: Final = ("aborted", "1xx", "2xx", "3xx", "4xx", "5xx")
+
+    def __init__(self, metrics: Metrics, key: RevisionKey) -> None:
+        self._metrics = metrics
+        self._labels = {"namespace": key.namespace, "revision": key.name}
+        #: By the status' first digit; 0 is a request that ended without a whole answer.
+        self.requests: list[Counter] = [
+            metrics.counter("penstock_gateway_requests_total", _HELP_REQUESTS, **self._labels, code=code)
+            for code in self._CODES
+        ]
+        self.latency: Histogram = metrics.histogram(
+            "penstock_gateway_request_seconds", "From a request's head to the end of its answer.", **self._labels
+        )
+        self.hold: Histogram = metrics.histogram(
+            "penstock_gateway_hold_seconds", "How long held requests waited for an instance.", **self._labels
+        )
+        self.retries: Counter = metrics.counter(
+            "penstock_gateway_retries_total", "Attempts that failed and were safely repeated.", **self._labels
+        )
+        self.held: Gauge = metrics.gauge(
+            "penstock_gateway_held_requests", "Requests that wait for an instance now.", **self._labels
+        )
+        self.in_flight: Gauge = metrics.gauge(
+            "penstock_gateway_requests_in_flight", "Requests at an instance now.", **self._labels
+        )
+
+    def forget(self) -> None:
+        """The revision is gone: end its series."""
+        for code in self._CODES:
+            self._metrics.forget("penstock_gateway_requests_total", **self._labels, code=code)
+        for name in ("request_seconds", "hold_seconds", "retries_total", "held_requests", "requests_in_flight"):
+            self._metrics.forget(f"penstock_gateway_{name}", **self._labels)
+
+
+_HELP_REQUESTS: Final = "Requests by revision and class of the answer's status; aborted ones got no whole answer."
+
+
+class Lane:
+    """One revision at this gateway: its slots, its requests, its counts."""
+
+    __slots__ = ("active", "key", "limits", "meter", "metrics", "retired", "road", "throttler")
+
+    def __init__(self, *, key: RevisionKey, road: Road, metrics: Metrics) -> None:
+        self.key = key
+        self.road = road
+        self.limits = RevisionLimits()
+        self.throttler: Throttler[Forward] = Throttler()
+        self.meter = DemandMeter()
+        #: Every request that is not done, in order of arrival; so the first ones are the first to time out.
+        self.active: dict[Forward, None] = {}
+        self.retired = False
+        self.metrics = LaneMetrics(metrics, key)
+        self.metrics.held.read = lambda: float(self.throttler.held)
+        self.metrics.in_flight.read = lambda: float(self.throttler.in_flight)
+
+    @property
+    def queued(self) -> int:
+        return self.throttler.held
+
+    @property
+    def idle(self) -> bool:
+        """Nothing here changes by itself as time passes."""
+        return not self.active and not self.throttler.aside
+
+    def admit(self, forward: Forward) -> None:
+        """Take a new request: send it, hold it, or refuse it where too many wait."""
+        road = self.road
+        now_s = road.monotonic()
+        if not self.active:
+            road.rouse(self)
+        try:
+            instance = self.throttler.acquire(forward)
+        except Overloaded as full:
+            forward.stage = _DONE
+            self.metrics.requests[5].value += 1
+            refuse(forward.exchange, 503, "queue-full", str(full), retry_after_s=full.retry_after_s)
+            return
+        forward.began_s = now_s
+        self.active[forward] = None
+        self.meter.arrive(now_s)
+        if instance is not None:
+            forward.begin(instance)
+            return
+        forward.hold()
+        self.see_to_held()
+
+    def update(self, limits: RevisionLimits, endpoints: Iterable[Endpoint]) -> None:
+        """The revision's limits and ready instances are now these."""
+        self.limits = limits
+        self.start(self.throttler.update(endpoints, limits.concurrency))
+
+    def start(self, grants: list[tuple[Forward, Instance]]) -> None:
+        """Send the requests that were given a slot."""
+        if not grants:
+            return
+        now_s = self.road.monotonic()
+        for forward, instance in grants:
+            forward.grant(instance)
+            self.metrics.hold.observe(now_s - forward.held_s)
+        for forward, instance in grants:
+            # Sending one may end another, because callbacks run at once; then its slot was given back already.
+            if forward.stage is _SENT and forward.instance is instance:
+                forward.begin(instance)
+
+    def see_to_held(self) -> None:
+        """A request waits: ask for an instance where there is none, or send it elsewhere where none will come."""
+        if self.retired:
+            self.retire()
+        elif not self.throttler.ready:
+            self.road.wake(self)
+
+    def sweep(self, now_s: float) -> None:
+        """Time has passed: end what is over its time, use again what was set aside."""
+        limits = self.limits
+        late = []
+        for forward in self.active:
+            if now_s - forward.began_s < limits.timeout_s:
+                break
+            late.append(forward)
+        if limits.response_start_s:
+            late += [
+                forward
+                for forward in self.active
+                if forward.stage is not _ANSWERING and now_s - forward.began_s >= limits.response_start_s
+            ]
+        for forward in late:
+            forward.expire()
+        self.start(self.throttler.due(now_s))
+
+    def retire(self) -> None:
+        """The revision is gone: what waits goes elsewhere; what is under way at its instances may end."""
+        self.retired = True
+        for forward in [forward for forward in self.active if forward.stage is _HELD]:
+            self.throttler.cancel(forward)
+            self.leave(forward)
+            forward.stage = _DONE
+            self.road.reroute(forward)
+
+    def leave(self, forward: Forward) -> float:
+        """`forward` is no request of this lane any more. Returns the time."""
+        now_s = self.road.monotonic()
+        del self.active[forward]
+        self.meter.leave(now_s)
+        return now_s
+
+
+class Forward(Waiter):
+    """One request: the receiver of its body, and what it has reached."""
+
+    __slots__ = (
+        "answer",
+        "attempts",
+        "began_s",
+        "choked",
+        "complete",
+        "exchange",
+        "head",
+        "headers",
+        "held_s",
+        "instance",
+        "kept",
+        "kept_bytes",
+        "lane",
+        "paused",
+        "stage",
+        "upstream",
+    )
+
+    def __init__(self, lane: Lane, head: RequestHead, exchange: Exchange) -> None:
+        self.ticket = 0
+        self.lane = lane
+        self.head = head
+        self.exchange = exchange
+        self.headers: Headers | None = None
+        self.stage = _HELD
+        self.began_s = 0.0
+        self.held_s = 0.0
+        self.attempts = 0
+        self.instance: Instance | None = None
+        self.upstream: UpstreamRequest | None = None
+        self.answer: Answer | None = None
+        #: What came of the body so far, as long as it may have to be sent (again); None once it is let go.
+        self.kept: list[bytes] | None = []
+        self.kept_bytes = 0
+        #: All of the body came.
+        self.complete = False
+        #: Reading the body is paused.
+        self.paused = False
+        #: The client reads the answer too slowly.
+        self.choked = False
+
+    # --- from the client (BodySink) ---
+
+    def body(self, chunk: bytes) -> None:
+        if self.stage is _DONE:
+            return
+        kept = self.kept
+        if kept is not None:
+            kept.append(chunk)
+            self.kept_bytes += len(chunk)
+            if self.kept_bytes > MAX_KEPT_BYTES and self.upstream is not None:
+                self.kept = None
+        if self.upstream is not None:
+            self.upstream.write(chunk)
+
+    def end(self) -> None:
+        self.complete = True
+        if self.upstream is not None:
+            self.upstream.end()
+
+    def lost(self) -> None:
+        if self.stage is not _DONE:
+            self._close(0)
+
+    def writable(self, ready: bool) -> None:
+        self.choked = not ready
+        if self.upstream is not None:
+            if ready:
+                self.upstream.resume()
+            else:
+                self.upstream.pause()
+
+    # --- from the lane ---
+
+    def hold(self) -> None:
+        """Wait for a slot. A long body is not read meanwhile; a short one is, because only while a connection is read
+        is it seen that its client goes away."""
+        self.stage = _HELD
+        self.instance = self.upstream = self.answer = None
+        self.held_s = self.lane.road.monotonic()
+        length = self.head.content_length
+        if length is None or length > MAX_HELD_BODY_BYTES:
+            self.pause()
+
+    def grant(self, instance: Instance) -> None:
+        """This request holds a slot of `instance` from now on; `begin` follows."""
+        self.stage = _SENT
+        self.instance = instance
+
+    def begin(self, instance: Instance) -> None:
+        """Send the request to `instance`, with what came of its body."""
+        head = self.head
+        road = self.lane.road
+        if self.headers is None:
+            self.headers = road.forwarded.headers(head)
+        self.stage = _SENT
+        self.instance = instance
+        self.attempts += 1
+        answer = self.answer = Answer(self)
+        upstream = road.send(
+            instance.endpoint.address, head.method, head.target, self.headers, head.content_length, answer
+        )
+        self.upstream = upstream
+        if self.kept:
+            for chunk in self.kept:
+                upstream.write(chunk)
+            if self.kept_bytes > MAX_KEPT_BYTES:
+                self.kept = None
+        if self.complete:
+            upstream.end()
+        if self.choked:
+            upstream.pause()
+        if self.paused:
+            self.resume()
+
+    def move(self, lane: Lane) -> None:
+        """Start anew on another lane; only for a request that waited."""
+        self.lane = lane
+        self.ticket = 0
+        lane.admit(self)
+
+    def expire(self) -> None:
+        """The request is over its time."""
+        if self.stage is _DONE:
+            return
+        waited = self.stage is _HELD
+        limits = self.lane.limits
+        limit_s = limits.response_start_s if self._unanswered and limits.response_start_s else limits.timeout_s
+        self._give_up(
+            504,
+            "no-instance-in-time" if waited else "no-answer-in-time",
+            f"Revision {self.lane.key} "
+            + ("had no free instance" if waited else "did not answer")
+            + f" within {limit_s:g} seconds. Look at `penstock logs` and `penstock describe revision`.",
+        )
+
+    def abandon(self) -> None:
+        """The gateway stops: no more waiting."""
+        if self.stage is not _DONE:
+            self._give_up(503, "stopping", "The gateway is stopping. Try again.", retry_after_s=1.0)
+
+    # --- from the answer ---
+
+    def answered(self, status: int) -> None:
+        """The whole answer went to the client."""
+        lane, instance = self.lane, self.instance
+        assert instance is not None  # noqa: S101 - an answer comes from an instance
+        self.stage = _DONE
+        self.upstream = self.answer = self.kept = None
+        now_s = lane.leave(self)
+        lane.metrics.requests[status // 100].value += 1
+        lane.metrics.latency.observe(now_s - self.began_s)
+        grants = lane.throttler.release(instance)
+        if grants:
+            lane.start(grants)
+
+    def failed(self, error: NetError) -> None:
+        """This attempt is over."""
+        instance = self.instance
+        assert instance is not None  # noqa: S101 - an attempt has an instance
+        self.upstream = None
+        step = Retry.GIVE_UP
+        if self.stage is _SENT:
+            step = after_failure(
+                error,
+                method=self.head.method,
+                bodiless=self.head.content_length == 0,
+                replayable=self.kept is not None,
+                attempts=self.attempts,
+            )
+        if step is Retry.GIVE_UP:
+            self._give_up(
+                502,
+                "broken-answer",
+                f"An instance of revision {self.lane.key} did not give a whole answer: {error}",
+            )
+            return
+        self.lane.metrics.retries.value += 1
+        if step is Retry.SAME:
+            self.begin(instance)
+            return
+        lane = self.lane
+        self.hold()
+        lane.start(lane.throttler.fail(instance, lane.road.monotonic(), self))
+        if self.stage is _HELD:
+            lane.see_to_held()
+
+    def pause(self) -> None:
+        if not (self.paused or self.complete):
+            self.paused = True
+            self.exchange.pause()
+
+    def resume(self) -> None:
+        if self.paused:
+            self.paused = False
+            self.exchange.resume()
+
+    @property
+    def _unanswered(self) -> bool:
+        return self.stage is not _ANSWERING or (self.answer is not None and not self.answer.started)
+
+    def _give_up(self, status: int, reason: str, text: str, *, retry_after_s: float | None = None) -> None:
+        """End without the instance's answer: say why, or cut the connection where an answer has begun."""
+        if self._unanswered:
+            self._close(status // 100)
+            refuse(self.exchange, status, reason, text, retry_after_s=retry_after_s)
+        else:
+            self._close(0)
+            self.exchange.abort()
+
+    def _close(self, code: int) -> None:
+        """End from whatever stage, and give back what was held."""
+        lane, instance, upstream, stage = self.lane, self.instance, self.upstream, self.stage
+        self.stage = _DONE
+        self.upstream = self.answer = self.kept = None
+        now_s = lane.leave(self)
+        lane.metrics.requests[code].value += 1
+        lane.metrics.latency.observe(now_s - self.began_s)
+        if upstream is not None:
+            upstream.cancel()
+        if stage is _HELD:
+            lane.throttler.cancel(self)
+        elif instance is not None:
+            lane.start(lane.throttler.retreat(instance))
+
+
+class Answer:
+    """One attempt's answer on its way to the client."""
+
+    __slots__ = ("exchange", "forward", "headers", "length", "started", "status", "whole")
+
+    def __init__(self, forward: Forward) -> None:
+        self.forward = forward
+        self.exchange = forward.exchange
+        self.status = 0
+        self.headers: Headers = []
+        self.length = 0
+        #: The client has been sent the head.
+        self.started = False
+        self.whole = b""
+
+    def head(self, status: int, headers: Headers, content_length: int | None) -> None:
+        forward = self.forward
+        forward.stage = _ANSWERING
+        forward.kept = None
+        self.status = status
+        headers = answer_headers(headers)
+        if (
+            content_length is None
+            or content_length > MAX_WHOLE_ANSWER_BYTES
+            or forward.head.method == b"HEAD"
+            or status in (204, 304)
+        ):
+            self.started = True
+            self.exchange.start(status, headers, content_length)
+        else:
+            self.headers = headers
+            self.length = content_length
+
+    def body(self, chunk: bytes) -> None:
+        if not self.started:
+            if len(chunk) == self.length:
+                self.whole = chunk
+                return
+            self.started = True
+            self.exchange.start(self.status, self.headers, self.length)
+        self.exchange.write(chunk)
+
+    def end(self) -> None:
+        if self.started:
+            self.exchange.end()
+        else:
+            self.exchange.respond(self.status, self.headers, self.whole)
+        self.forward.answered(self.status)
+
+    def failed(self, error: NetError) -> None:
+        self.forward.failed(error)
+
+    def writable(self, ready: bool) -> None:
+        if ready:
+            self.forward.resume()
+        else:
+            self.forward.pause()
+
+
+def refuse(exchange: Exchange, status: int, reason: str, text: str, *, retry_after_s: float | None = None) -> None:
+    """Answer in the gateway's own name: one sentence, and the reason as a word in ``penstock-reason``."""
+    headers: Headers = [_TEXT, (b"penstock-reason", reason.encode())]
+    if retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % max(1, round(retry_after_s))))
+    exchange.respond(status, headers, text.encode() + b"\n")

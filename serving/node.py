@@ -1,0 +1,147 @@
+"""The gateway process' own piece: follows the store, keeps the gateway's table current, reports demand, drains.
+
+When the API is away the last table stays in use; the gateway never answers an error because of that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+from core.control.cache import Follower, Observed
+from core.control.port import ResourceStore
+from core.limits import MAX_CONNECTIONS
+from core.net.body import IGNORE
+from core.net.client import ClientLimits
+from core.net.types import Address, BodySink, Exchange, Handler, RequestHead
+from core.telemetry import Metrics
+from serving.demand import DemandReporter, Fetch
+from serving.gateway import Gateway
+from serving.lane import Send
+from serving.resources import ENDPOINT_SLICE, REVISION, ROUTE
+from serving.routing import Snapshot
+
+__all__ = ["CLIENT_LIMITS", "GatewayNode"]
+
+_log = logging.getLogger(__name__)
+
+#: For the gateway's Client: how many requests an instance gets is the throttler's decision, and each comes from a
+#: connection of its own to the gateway, so that is the bound of connections to instances as well.
+CLIENT_LIMITS: Final = ClientLimits(
+    max_connections_per_address=MAX_CONNECTIONS, max_waiting_per_address=MAX_CONNECTIONS
+)
+
+_TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
+_METRICS: Final = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+
+
+class _Client(Protocol):
+    """What the node needs of core.net's Client."""
+
+    @property
+    def send(self) -> Send: ...
+
+    @property
+    def fetch(self) -> Fetch: ...
+
+
+class GatewayNode:
+    """One gateway. The roof gives `handler` and `admin_handler` a server each, and ends with `drain`.
+
+    `broker_address` is where hosts ``broker-ingress.*`` lead (None: nowhere), `control_address` the API port, which
+    takes demand reports. `gateway_id` tells this gateway's reports from those of others.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: ResourceStore,
+        client: _Client,
+        control_address: Address,
+        broker_address: Address | None,
+        gateway_id: str,
+        metrics: Metrics,
+        rng: random.Random,
+    ) -> None:
+        self._metrics = metrics
+        self._reporter = DemandReporter(
+            gateway_id=gateway_id, address=control_address, fetch=client.fetch, monotonic=time.monotonic
+        )
+        self._gateway = Gateway(
+            send=client.send,
+            reporter=self._reporter,
+            metrics=metrics,
+            rng=rng,
+            monotonic=time.monotonic,
+            broker=broker_address,
+        )
+        self._follower = Follower(store, (ROUTE, REVISION, ENDPOINT_SLICE), self._changed, rng=rng, metrics=metrics)
+        self._following: asyncio.Task[None] | None = None
+        self._draining = False
+        self._problems: tuple[str, ...] = ()
+
+    @property
+    def handler(self) -> Handler:
+        """Serves requests by Host."""
+        return self._gateway.handle
+
+    @property
+    def synced(self) -> bool:
+        """The first table is there."""
+        return self._gateway.synced
+
+    def admin_handler(self, head: RequestHead, exchange: Exchange) -> BodySink:
+        """Serves ``/healthz`` (200 once requests can be routed) and ``/metrics``."""
+        path = head.target.partition(b"?")[0]
+        if path == b"/metrics":
+            exchange.respond(200, [_METRICS], self._metrics.expose().encode())
+        elif path == b"/healthz":
+            problem = self._problem()
+            exchange.respond(503 if problem else 200, [_TEXT], f"{problem or 'ok'}\n".encode())
+        else:
+            exchange.respond(404, [_TEXT], b"Here are /healthz and /metrics.\n")
+        return IGNORE
+
+    async def start(self) -> None:
+        """Begin to follow the store. Returns at once: an API that is away now is waited for."""
+        self._following = asyncio.create_task(self._follower.run(), name="gateway: follow the store")
+        self._following.add_done_callback(self._followed)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Finish the requests under way for up to `timeout_s` seconds, then end. The servers stop accepting before."""
+        self._draining = True
+        await self._gateway.drain(timeout_s)
+        self._reporter.close()
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
+            self._following = None
+
+    def _changed(self, _: Sequence[Observed]) -> None:
+        snapshot = Snapshot.build(
+            routes=self._follower.list(ROUTE),
+            revisions=self._follower.list(REVISION),
+            slices=self._follower.list(ENDPOINT_SLICE),
+        )
+        for problem in snapshot.problems:
+            if problem not in self._problems:
+                _log.error("A resource cannot be routed by", extra={"facts": {"problem": problem}})
+        self._problems = snapshot.problems
+        self._gateway.swap(snapshot)
+
+    def _problem(self) -> str:
+        """Why this gateway should get no new clients, "" where it should."""
+        if self._draining:
+            return "stopping"
+        if self._following is None or self._following.done():
+            return "not following the API"
+        return "" if self._gateway.synced else "waiting for the first listing from the API"
+
+    def _followed(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # A bug; the table stays, and an unhealthy gateway gets replaced.
+            _log.error("Following the store ended", exc_info=error)

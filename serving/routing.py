@@ -1,0 +1,282 @@
+"""Which revision a host leads to: a pure, immutable table built from Routes, Revisions and EndpointSlices.
+
+Rules: Knative's Route (`status.traffic` is what was rolled out, `percent` its share, `tag` a name of its own), its
+names inside the cluster (``<route>.<namespace>[.svc[.cluster.local]]``), and Kubernetes' EndpointSlice (an unknown
+`ready` counts as ready; `targetRef` names the instance). The gateway swaps a whole table and never changes one.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final, Generic, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from core.errors import NotFound
+from core.net.types import Address
+from core.resources import Resource
+from serving.resources import DEFAULT_TIMEOUT_S, LABEL_REVISION
+
+__all__ = [
+    "Endpoint",
+    "RevisionKey",
+    "RevisionLimits",
+    "RouteTarget",
+    "RoutingTable",
+    "Snapshot",
+    "bare_host",
+]
+
+_VISIBILITY_LABEL: Final = "networking.knative.dev/visibility"
+
+#: Names under which a route answers inside the cluster, after ``<route>.<namespace>``.
+_CLUSTER_SUFFIXES: Final = ("", ".svc", ".svc.cluster.local")
+_LOCALHOST_SUFFIX: Final = ".localhost"
+
+#: Ports of a slice that speak HTTP to the function, best first (Knative's names for a container's port).
+_PORT_NAMES: Final = ("http", "http1", "h2c", "")
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class RevisionKey(msgspec.Struct, frozen=True, order=True):
+    """Which revision."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class RevisionLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What a Revision asks of the gateway. `concurrency` is the hard limit of one instance, 0 for none; `timeout_s`
+    spans a request from its arrival to the last byte of its answer; `response_start_s` 0 means no limit of its own."""
+
+    concurrency: int = 0
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    response_start_s: float = 0.0
+
+
+class Endpoint(msgspec.Struct, frozen=True, order=True):
+    """One ready instance: its name and where it listens. Another port under the same name is another instance."""
+
+    name: str
+    address: Address
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTarget(Generic[T]):
+    """What a host leads to: `choices` with their shares, told as running totals in `bounds`.
+
+    `route` names the Route as ``namespace/name``. No choices means that the Route has nothing rolled out yet.
+    """
+
+    route: str
+    choices: tuple[T, ...]
+    bounds: tuple[int, ...]
+
+    def pick(self, rng: random.Random) -> T:
+        """One choice, each with a chance of its share. Must not be called where there are no choices."""
+        if len(self.choices) == 1:
+            return self.choices[0]
+        return self.choices[bisect_right(self.bounds, rng.random() * self.bounds[-1])]
+
+    def map(self, change: Callable[[T], U]) -> RouteTarget[U]:
+        return RouteTarget(self.route, tuple(change(choice) for choice in self.choices), self.bounds)
+
+    @classmethod
+    def of(cls, route: str, shares: Iterable[tuple[T, int]]) -> RouteTarget[T]:
+        """A target of (choice, percent) pairs; those without a share are left out."""
+        held = [(choice, percent) for choice, percent in shares if percent > 0]
+        return cls(route, tuple(choice for choice, _ in held), tuple(accumulate(percent for _, percent in held)))
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingTable(Generic[T]):
+    """Hosts and what they lead to; keys are lower-case names without port."""
+
+    hosts: Mapping[bytes, RouteTarget[T]]
+
+    def lookup(self, host: bytes) -> RouteTarget[T]:
+        """What `host` (as in the Host header, with or without port) leads to. Raises NotFound saying what hosts
+        look like."""
+        target = self.hosts.get(bare_host(host))
+        if target is None:
+            shown = host.decode("latin-1")[:253]
+            raise NotFound(
+                f'No route for the host "{shown}". Hosts are <service>.<namespace>.localhost, '
+                "<service>.<namespace>.svc.cluster.local, and <tag>-<service>.<namespace>... for a tagged revision; "
+                "`penstock get services` lists the URLs that exist."
+            )
+        return target
+
+    def map(self, change: Callable[[T], U]) -> RoutingTable[U]:
+        return RoutingTable({host: target.map(change) for host, target in self.hosts.items()})
+
+
+def bare_host(host: bytes) -> bytes:
+    """A Host header's name: lower-case, without port and without the dot that ends a fully qualified name."""
+    if host.endswith(b"]"):
+        return host.lower()
+    name, colon, port = host.rpartition(b":")
+    if not colon or not (port.isdigit() or not port):
+        name = host
+    return name.lower().removesuffix(b".")
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that the gateway takes from the resource store, as of one moment.
+
+    `endpoints` holds ready instances only, in a stable order. `problems` are complete sentences about resources that
+    could not be read; what they speak of is left out rather than guessed.
+    """
+
+    table: RoutingTable[RevisionKey]
+    limits: Mapping[RevisionKey, RevisionLimits]
+    endpoints: Mapping[RevisionKey, tuple[Endpoint, ...]]
+    problems: tuple[str, ...] = ()
+
+    @classmethod
+    def build(
+        cls, *, routes: Iterable[Resource], revisions: Iterable[Resource], slices: Iterable[Resource]
+    ) -> Snapshot:
+        problems: list[str] = []
+        hosts: dict[bytes, RouteTarget[RevisionKey]] = {}
+        read = list(_read(routes, _RouteStatus, "status", problems))
+        # A route's own name beats a tag that reads like it ("v1-app"); further clashes go by the store's order.
+        for name in (_own_hosts, _tag_hosts):
+            for route, status in read:
+                for host, target in name(route, status):
+                    hosts.setdefault(host, target)
+        limits = {
+            RevisionKey(revision.meta.namespace, revision.meta.name): RevisionLimits(
+                concurrency=max(0, spec.container_concurrency or 0),
+                timeout_s=float(spec.timeout_seconds or DEFAULT_TIMEOUT_S),
+                response_start_s=float(spec.response_start_timeout_seconds or 0),
+            )
+            for revision, spec in _read(revisions, _RevisionSpec, "spec", problems)
+        }
+        return cls(
+            table=RoutingTable(hosts), limits=limits, endpoints=_endpoints(slices, problems), problems=tuple(problems)
+        )
+
+
+class _Traffic(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    revision_name: str = ""
+    percent: int | None = None
+    tag: str = ""
+    url: str = ""
+
+
+class _Addressable(msgspec.Struct, frozen=True, kw_only=True):
+    url: str = ""
+
+
+class _RouteStatus(msgspec.Struct, frozen=True, kw_only=True):
+    url: str = ""
+    address: _Addressable | None = None
+    traffic: tuple[_Traffic, ...] = ()
+
+
+class _RevisionSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    container_concurrency: int | None = None
+    timeout_seconds: int | None = None
+    response_start_timeout_seconds: int | None = None
+
+
+class _Conditions(msgspec.Struct, frozen=True, kw_only=True):
+    ready: bool | None = None
+
+
+class _TargetRef(msgspec.Struct, frozen=True, kw_only=True):
+    name: str = ""
+
+
+class _SliceEndpoint(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    addresses: tuple[str, ...] = ()
+    conditions: _Conditions = _Conditions()
+    target_ref: _TargetRef | None = None
+
+
+class _SlicePort(msgspec.Struct, frozen=True, kw_only=True):
+    name: str | None = None
+    port: int | None = None
+
+
+class _Slice(msgspec.Struct, frozen=True, kw_only=True):
+    endpoints: tuple[_SliceEndpoint, ...] | None = None
+    ports: tuple[_SlicePort, ...] | None = None
+
+
+S = TypeVar("S", bound=msgspec.Struct)
+
+
+def _read(
+    resources: Iterable[Resource], shape: type[S], member: str, problems: list[str]
+) -> Iterator[tuple[Resource, S]]:
+    """Each resource with that member of its body (the whole body for "") read into `shape`."""
+    for resource in resources:
+        try:
+            yield resource, msgspec.convert((resource.body.get(member) or {}) if member else resource.body, shape)
+        except msgspec.ValidationError as error:
+            problems.append(f"{resource.key} cannot be read and is left out of the routing table: {error}")
+
+
+def _own_hosts(route: Resource, status: _RouteStatus) -> Iterator[tuple[bytes, RouteTarget[RevisionKey]]]:
+    """Each host that leads to the whole split of `route`."""
+    namespace, name = route.meta.namespace, route.meta.name
+    shares = [(RevisionKey(namespace, t.revision_name), t.percent or 0) for t in status.traffic if t.revision_name]
+    target = RouteTarget.of(f"{namespace}/{name}", shares)
+    for url in (status.url, status.address.url if status.address else ""):
+        if host := urlsplit(url).hostname:
+            yield host.encode(), target
+    for suffix in _suffixes(route):
+        yield f"{name}.{namespace}{suffix}".encode(), target
+
+
+def _tag_hosts(route: Resource, status: _RouteStatus) -> Iterator[tuple[bytes, RouteTarget[RevisionKey]]]:
+    """Each host that leads to one tagged revision of `route`."""
+    namespace, name = route.meta.namespace, route.meta.name
+    for traffic in status.traffic:
+        if not (traffic.tag and traffic.revision_name):
+            continue
+        target = RouteTarget.of(f"{namespace}/{name}", [(RevisionKey(namespace, traffic.revision_name), 1)])
+        if host := urlsplit(traffic.url).hostname:
+            yield host.encode(), target
+        for suffix in _suffixes(route):
+            yield f"{traffic.tag}-{name}.{namespace}{suffix}".encode(), target
+
+
+def _suffixes(route: Resource) -> tuple[str, ...]:
+    private = route.meta.labels.get(_VISIBILITY_LABEL) == "cluster-local"
+    return _CLUSTER_SUFFIXES if private else (*_CLUSTER_SUFFIXES, _LOCALHOST_SUFFIX)
+
+
+def _endpoints(slices: Iterable[Resource], problems: list[str]) -> dict[RevisionKey, tuple[Endpoint, ...]]:
+    found: dict[RevisionKey, set[Endpoint]] = {}
+    for resource, held in _read(slices, _Slice, "", problems):
+        revision = resource.meta.labels.get(LABEL_REVISION)
+        port = _http_port(held.ports or ())
+        if not revision or port is None:
+            continue
+        ready = found.setdefault(RevisionKey(resource.meta.namespace, revision), set())
+        for endpoint in held.endpoints or ():
+            if endpoint.addresses and endpoint.conditions.ready is not False:
+                name = endpoint.target_ref.name if endpoint.target_ref else ""
+                ready.add(Endpoint(name, (endpoint.addresses[0], port)))
+    return {key: tuple(sorted(ready)) for key, ready in found.items()}
+
+
+def _http_port(ports: Iterable[_SlicePort]) -> int | None:
+    by_name = {port.name or "": port.port for port in reversed(tuple(ports)) if port.port}
+    for name in _PORT_NAMES:
+        if name in by_name:
+            return by_name[name]
+    return next(iter(reversed(by_name.values())), None)
