@@ -1,0 +1,152 @@
+"""What a client sends and wants back: request bodies in JSON or YAML, and the choice of representation by Accept.
+
+YAML is read so that it means the same as its JSON: keys become text, dates stay text, an alias may not make a document
+grow without bound, and a key may not be given twice.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final, Literal
+
+import msgspec
+
+from core.errors import InvalidInput
+from penstock.apiserver.exchange import JSON
+from penstock.apiserver.statuses import Refused, Status, bad_request
+
+__all__ = ["Form", "accepted_form", "decode_body", "load_yaml", "media_type", "parse_accept"]
+
+FormName = Literal["", "Table", "PartialObjectMetadata", "PartialObjectMetadataList"]
+
+#: Nodes of one YAML document: more than fit in the largest resource as plain JSON, fewer than aliases can conjure up.
+_MAX_YAML_NODES: Final = 500_000
+
+_YAML_TYPES: Final = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
+
+
+class Form(msgspec.Struct, frozen=True):
+    """The representation that a client asked for: "" is the resource itself, else a kind of meta.k8s.io/`version`."""
+
+    name: FormName = ""
+    version: str = "v1"
+
+
+_AS_IS: Final = Form()
+
+
+def media_type(header: str) -> str:
+    """The type of a Content-Type header without its parameters, in lower case."""
+    return header.partition(";")[0].strip().lower()
+
+
+def parse_accept(header: str) -> list[tuple[str, dict[str, str]]]:
+    """The alternatives of an Accept header in the order given, each with its parameters."""
+    found = []
+    for part in header.split(","):
+        name, *pairs = (piece.strip() for piece in part.split(";"))
+        parameters = dict(pair.partition("=")[::2] for pair in pairs)
+        found.append((name.lower(), parameters))
+    return found
+
+
+def accepted_form(header: str) -> Form:
+    """The first representation asked for that this server has. Raises Refused (406) where there is none."""
+    if header in ("", JSON, "*/*"):
+        return _AS_IS
+    for name, parameters in parse_accept(header):
+        if name not in (JSON, "*/*", "application/*"):
+            continue
+        wanted = parameters.get("as")
+        if wanted is None:
+            return _AS_IS
+        version = parameters.get("v", "v1")
+        if parameters.get("g") == "meta.k8s.io" and version in ("v1", "v1beta1"):
+            if wanted == "Table":
+                return Form("Table", version)
+            if wanted == "PartialObjectMetadata":
+                return Form("PartialObjectMetadata", version)
+            if wanted == "PartialObjectMetadataList":
+                return Form("PartialObjectMetadataList", version)
+    message = f"only application/json is served, plain or as Table or PartialObjectMetadata, not {header!r}"
+    raise Refused(Status.failure(406, message))
+
+
+def decode_body(content_type: str, body: bytes, *, allowed: tuple[str, ...] = (JSON, *_YAML_TYPES)) -> Any:
+    """The document of a body. No Content-Type means JSON. Raises Refused (415 for the type, 400 for the text)."""
+    kind = media_type(content_type) or JSON
+    if kind not in allowed:
+        raise Refused(Status.failure(415, unsupported(kind, allowed)))
+    if kind in _YAML_TYPES:
+        try:
+            return load_yaml(body)
+        except InvalidInput as error:
+            raise bad_request(str(error)) from error
+    return decode_json(body)
+
+
+def unsupported(kind: str, allowed: tuple[str, ...]) -> str:
+    return f"the body is {kind}; accepted media types are {', '.join(allowed)}"
+
+
+def decode_json(body: bytes) -> Any:
+    if not body:
+        raise bad_request("The request has no body; send the resource as JSON or YAML.")
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise bad_request(f"The request body is not JSON: {error}.") from error
+    except RecursionError as error:
+        raise bad_request("The request body is nested too deeply.") from error
+
+
+def load_yaml(text: bytes) -> Any:
+    """The one document of `text` as its JSON would be. Raises InvalidInput with line and column."""
+    import yaml  # noqa: PLC0415 - 15 ms that only a client which sends YAML should cost
+
+    from penstock.apiserver.yaml_loader import JsonLoader  # noqa: PLC0415 - imports yaml
+
+    try:
+        document = yaml.load(text, JsonLoader)  # noqa: S506 - JsonLoader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise InvalidInput(f"The request body is not YAML: {_on_one_line(str(error))}.") from error
+    except RecursionError as error:
+        raise InvalidInput("The request body is nested too deeply.") from error
+    except ValueError as error:
+        raise InvalidInput(f"The request body is not YAML: {error}.") from error
+    return _JsonView().of(document)
+
+
+def _on_one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+class _JsonView:
+    """Turns what YAML gives into what JSON could have given, counting nodes so that aliases stay harmless."""
+
+    def __init__(self) -> None:
+        self._nodes = 0
+
+    def of(self, value: Any) -> Any:
+        self._nodes += 1
+        if self._nodes > _MAX_YAML_NODES:
+            raise InvalidInput(f"The YAML document has more than {_MAX_YAML_NODES} nodes.")
+        if isinstance(value, dict):
+            return {self._key(name): self.of(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self.of(item) for item in value]
+        if value is None or isinstance(value, str | bool | int):
+            return value
+        if isinstance(value, float) and math.isfinite(value):
+            return value
+        raise InvalidInput(f"The YAML value {value!r} has no JSON form; put it in quotes.")
+
+    @staticmethod
+    def _key(name: object) -> str:
+        if isinstance(name, str):
+            return name
+        if isinstance(name, bool):
+            return "true" if name else "false"
+        if isinstance(name, int | float):
+            return str(name)
+        raise InvalidInput(f"The YAML key {name!r} is not text.")
