@@ -1,0 +1,235 @@
+"""Filters: which events a Trigger wants, as pure functions of an event's context attributes.
+
+Dialects are those of the CloudEvents Subscriptions API that Knative's Triggers carry (``spec.filters``) and the older
+``spec.filter.attributes``, which is exact with "" for "any value". An attribute that the event does not carry never
+matches. A filter that cannot be read is an error, never a filter that lets everything through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+__all__ = ["ANYTHING", "All", "Any", "Exact", "Filter", "FilterIndex", "Not", "Prefix", "Suffix", "Verdict", "explain"]
+
+Attributes = Mapping[str, str]
+T = TypeVar("T")
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a filter says of one event; where it does not match, the clause that failed and the value it met.
+
+    `clause` is the clause's place as in the manifest (``filters[0].any``), `wanted` what it asks for in words, `value`
+    the event's value of `attribute`, None where the event has no such attribute.
+    """
+
+    matched: bool
+    clause: str = ""
+    attribute: str = ""
+    wanted: str = ""
+    value: str | None = None
+
+
+_MATCHED: Final = Verdict(matched=True)
+
+
+class Exact(msgspec.Struct, frozen=True):
+    """Every attribute has exactly this value; "" asks only that it is there (``filter.attributes``)."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+    def matches(self, attributes: Attributes) -> bool:
+        for name, wanted in self.pairs:
+            value = attributes.get(name)
+            if value is None or (wanted and value != wanted):
+                return False
+        return True
+
+    def explain(self, attributes: Attributes, path: str) -> Verdict:
+        for name, wanted in self.pairs:
+            value = attributes.get(name)
+            if value is None or (wanted and value != wanted):
+                rule = f"is {wanted!r}" if wanted else "is present"
+                return Verdict(matched=False, clause=path, attribute=name, wanted=rule, value=value)
+        return _MATCHED
+
+    def types(self) -> frozenset[str] | None:
+        found = [value for name, value in self.pairs if name == "type" and value]
+        return frozenset(found) if found else None
+
+
+class Prefix(msgspec.Struct, frozen=True):
+    """Every attribute starts with this value."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+    def matches(self, attributes: Attributes) -> bool:
+        return all(attributes.get(name, "").startswith(wanted) for name, wanted in self.pairs)
+
+    def explain(self, attributes: Attributes, path: str) -> Verdict:
+        for name, wanted in self.pairs:
+            value = attributes.get(name)
+            if value is None or not value.startswith(wanted):
+                rule = f"starts with {wanted!r}"
+                return Verdict(matched=False, clause=path, attribute=name, wanted=rule, value=value)
+        return _MATCHED
+
+    def types(self) -> frozenset[str] | None:
+        return None
+
+
+class Suffix(msgspec.Struct, frozen=True):
+    """Every attribute ends with this value."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+    def matches(self, attributes: Attributes) -> bool:
+        return all(attributes.get(name, "").endswith(wanted) for name, wanted in self.pairs)
+
+    def explain(self, attributes: Attributes, path: str) -> Verdict:
+        for name, wanted in self.pairs:
+            value = attributes.get(name)
+            if value is None or not value.endswith(wanted):
+                rule = f"ends with {wanted!r}"
+                return Verdict(matched=False, clause=path, attribute=name, wanted=rule, value=value)
+        return _MATCHED
+
+    def types(self) -> frozenset[str] | None:
+        return None
+
+
+class All(msgspec.Struct, frozen=True):
+    """Every nested filter matches; an empty one, which only the platform makes, matches anything."""
+
+    filters: tuple[Filter, ...]
+
+    def matches(self, attributes: Attributes) -> bool:
+        return all(nested.matches(attributes) for nested in self.filters)
+
+    def explain(self, attributes: Attributes, path: str) -> Verdict:
+        for number, nested in enumerate(self.filters):
+            verdict = nested.explain(attributes, _child(path, nested, number))
+            if not verdict.matched:
+                return verdict
+        return _MATCHED
+
+    def types(self) -> frozenset[str] | None:
+        known = [types for nested in self.filters if (types := nested.types()) is not None]
+        return frozenset.intersection(*known) if known else None
+
+
+class Any(msgspec.Struct, frozen=True):
+    """At least one nested filter matches."""
+
+    filters: tuple[Filter, ...]
+
+    def matches(self, attributes: Attributes) -> bool:
+        return any(nested.matches(attributes) for nested in self.filters)
+
+    def explain(self, attributes: Attributes, path: str) -> Verdict:
+        verdicts = [nested.explain(attributes, _child(path, nested, n)) for n, nested in enumerate(self.filters)]
+        if any(verdict.matched for verdict in verdicts):
+            return _MATCHED
+        wanted = " or ".join(f"{verdict.attribute} {verdict.wanted}" for verdict in verdicts)
+        first = verdicts[0]
+        return Verdict(matched=False, clause=path, attribute=first.attribute, wanted=wanted, value=first.value)
+
+    def types(self) -> frozenset[str] | None:
+        found: frozenset[str] = frozenset()
+        for nested in self.filters:
+            types = nested.types()
+            if types is None:
+                return None
+            found |= types
+        return found
+
+
+class Not(msgspec.Struct, frozen=True):
+    """The nested filter does not match."""
+
+    nested: Filter
+
+    def matches(self, attributes: Attributes) -> bool:
+        return not self.nested.matches(attributes)
+
+    def explain(self, attributes: Attributes, path: str) -> Verdict:
+        if not self.nested.matches(attributes):
+            return _MATCHED
+        attribute = _first_attribute(self.nested)
+        wanted = f"does not match {_name(self.nested)}"
+        return Verdict(matched=False, clause=path, attribute=attribute, wanted=wanted, value=attributes.get(attribute))
+
+    def types(self) -> frozenset[str] | None:
+        return None
+
+
+Filter = Exact | Prefix | Suffix | All | Any | Not
+
+#: What a Trigger without a filter wants.
+ANYTHING: Final = All(())
+
+
+def explain(wanted: Filter, attributes: Attributes) -> Verdict:
+    """Whether `wanted` matches the attributes, and if not, which clause fails on which value.
+
+    A compiled `filters` list is an `All` at the top; an `Exact` there comes from ``filter.attributes``.
+    """
+    return wanted.explain(attributes, "filter.attributes" if isinstance(wanted, Exact) else "")
+
+
+class FilterIndex(Generic[T]):
+    """Finds the takers of an event without walking all of them: those that want exactly its type, and those that name
+    no type. Built once, then only read."""
+
+    __slots__ = ("_by_type", "_rest")
+
+    def __init__(self, takers: Iterable[tuple[Filter, T]]) -> None:
+        self._by_type: dict[str, list[tuple[Filter | None, T]]] = {}
+        self._rest: list[tuple[Filter | None, T]] = []
+        for wanted, taker in takers:
+            types = wanted.types()
+            if types is None:
+                self._rest.append((None if wanted == ANYTHING else wanted, taker))
+                continue
+            rest = None if _only_type(wanted) else wanted
+            for name in types:
+                self._by_type.setdefault(name, []).append((rest, taker))
+
+    def match(self, attributes: Attributes) -> list[T]:
+        """Every taker whose filter matches, each once."""
+        found = [
+            taker
+            for wanted, taker in self._by_type.get(attributes["type"], ())
+            if wanted is None or wanted.matches(attributes)
+        ]
+        if self._rest:
+            found += [taker for wanted, taker in self._rest if wanted is None or wanted.matches(attributes)]
+        return found
+
+
+def _only_type(wanted: Filter) -> bool:
+    """Whether the type decides alone, so that the index has settled the filter."""
+    if isinstance(wanted, All) and len(wanted.filters) == 1:
+        return _only_type(wanted.filters[0])
+    return isinstance(wanted, Exact) and len(wanted.pairs) == 1
+
+
+def _child(path: str, nested: Filter, number: int) -> str:
+    name = _name(nested)
+    return f"{path}[{number}].{name}" if path else f"filters[{number}].{name}"
+
+
+def _name(of: Filter) -> str:
+    return type(of).__name__.lower()
+
+
+def _first_attribute(of: Filter) -> str:
+    match of:
+        case Exact() | Prefix() | Suffix():
+            return of.pairs[0][0] if of.pairs else ""
+        case All() | Any():
+            return _first_attribute(of.filters[0]) if of.filters else ""
+        case Not():
+            return _first_attribute(of.nested)

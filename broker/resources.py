@@ -1,0 +1,396 @@
+"""The kinds Broker and Trigger: their shape, defaults and rules.
+
+Sources: knative/specs `eventing/control-plane.md`; knative/eventing `pkg/apis/eventing/v1` (defaults, validation,
+immutability), `pkg/apis/duck/v1/delivery_types.go`, `config-br-defaults` and the printed columns of the two CRDs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from broker import filters
+from core.errors import FieldError
+from core.resources import (
+    Column,
+    Destination,
+    Kind,
+    KindRef,
+    KReference,
+    Resource,
+    parse_iso_duration,
+    validate_destination,
+)
+
+__all__ = [
+    "BROKER",
+    "BROKER_LABEL",
+    "CLASS_ANNOTATION",
+    "DEFAULT_DELIVERY",
+    "DEPENDENCY_ANNOTATION",
+    "KINDS",
+    "TRIGGER",
+    "BrokerShape",
+    "DeliveryShape",
+    "FilterShape",
+    "ObjectReference",
+    "TriggerShape",
+    "compile_filter",
+    "dependency_of",
+]
+
+GROUP: Final = "eventing.knative.dev"
+BROKER: Final = KindRef(GROUP, "v1", "Broker")
+TRIGGER: Final = KindRef(GROUP, "v1", "Trigger")
+
+#: Which log a Broker uses. Existing manifests name Knative's own class, which is read as our default.
+CLASS_ANNOTATION: Final = f"{GROUP}/broker.class"
+DEFAULT_CLASS: Final = "Penstock"
+CLASSES: Final = frozenset({DEFAULT_CLASS})
+READ_AS_DEFAULT: Final = frozenset({"MTChannelBasedBroker"})
+
+#: Put on every Trigger, so that ``kubectl get triggers -l`` finds a Broker's.
+BROKER_LABEL: Final = f"{GROUP}/broker"
+#: A Trigger that is ready only while this object is (JSON of an ObjectReference).
+DEPENDENCY_ANNOTATION: Final = "knative.dev/dependency"
+
+#: What Knative's `config-br-defaults` gives a Broker that says nothing of delivery.
+DEFAULT_DELIVERY: Final[Mapping[str, Any]] = {"retry": 10, "backoffPolicy": "exponential", "backoffDelay": "PT0.2S"}
+
+#: More would keep an event in retries for days; Knative sets no bound of its own.
+MAX_RETRY: Final = 1000
+#: Filters in one Trigger, counted through all levels: each costs a comparison per event.
+MAX_FILTERS: Final = 200
+
+_ATTRIBUTE: Final = re.compile(r"[a-z][a-z0-9]*\Z")
+
+
+class DeliveryShape(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True
+):
+    """``spec.delivery``. Durations are ISO 8601 text; None leaves a setting to the Broker, then to the platform."""
+
+    dead_letter_sink: Destination | None = None
+    retry: int | None = None
+    timeout: str | None = None
+    backoff_policy: str | None = None
+    backoff_delay: str | None = None
+    retry_after_max: str | None = None
+    format: str | None = None
+
+
+class BrokerShape(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True
+):
+    """A Broker's ``spec``."""
+
+    config: KReference | None = None
+    delivery: DeliveryShape | None = None
+
+
+class AttributesShape(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True
+):
+    """``spec.filter``: exact values by attribute, "" for any value."""
+
+    attributes: dict[str, str] = {}
+
+
+class FilterShape(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    rename={"all_": "all", "any_": "any", "not_": "not"},
+    omit_defaults=True,
+    forbid_unknown_fields=True,
+):
+    """One entry of ``spec.filters``: exactly one dialect is given."""
+
+    exact: dict[str, str] | None = None
+    prefix: dict[str, str] | None = None
+    suffix: dict[str, str] | None = None
+    all_: tuple[FilterShape, ...] | None = None
+    any_: tuple[FilterShape, ...] | None = None
+    not_: FilterShape | None = None
+    cesql: str | None = None
+
+
+class TriggerShape(
+    msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True
+):
+    """A Trigger's ``spec``. `filters`, where given, replaces `filter` (Knative's rule)."""
+
+    broker: str = ""
+    filter: AttributesShape | None = None
+    filters: tuple[FilterShape, ...] | None = None
+    subscriber: Destination | None = None
+    delivery: DeliveryShape | None = None
+
+
+class ObjectReference(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What the dependency annotation names."""
+
+    kind: str = ""
+    api_version: str = ""
+    name: str = ""
+    namespace: str = ""
+
+
+def compile_filter(shape: TriggerShape) -> filters.Filter:
+    """The filter that the Trigger's spec asks for. Raises ValueError naming the field that cannot be read."""
+    if shape.filters:
+        return filters.All(tuple(_compile(entry, f"spec.filters[{n}]") for n, entry in enumerate(shape.filters)))
+    if shape.filter is not None and shape.filter.attributes:
+        return filters.Exact(tuple(sorted(shape.filter.attributes.items())))
+    return filters.ANYTHING
+
+
+def dependency_of(resource: Resource) -> ObjectReference | None:
+    """The object that a Trigger depends on. Raises ValueError where the annotation cannot be read."""
+    text = resource.meta.annotations.get(DEPENDENCY_ANNOTATION)
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text, type=ObjectReference)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"is not the JSON of an object reference: {error}") from error
+
+
+def _compile(shape: FilterShape, path: str) -> filters.Filter:
+    for error in _filter_errors(shape, path):
+        raise ValueError(str(error))
+    if shape.exact is not None:
+        return filters.Exact(tuple(sorted(shape.exact.items())))
+    if shape.prefix is not None:
+        return filters.Prefix(tuple(sorted(shape.prefix.items())))
+    if shape.suffix is not None:
+        return filters.Suffix(tuple(sorted(shape.suffix.items())))
+    if shape.all_ is not None:
+        return filters.All(tuple(_compile(nested, path) for nested in shape.all_))
+    if shape.any_ is not None:
+        return filters.Any(tuple(_compile(nested, path) for nested in shape.any_))
+    if shape.not_ is not None:
+        return filters.Not(_compile(shape.not_, path))
+    return filters.ANYTHING
+
+
+# ---- defaults
+
+
+def _default_broker(resource: Resource) -> Resource:
+    spec = dict(resource.spec)
+    if spec.get("delivery") is None:
+        spec["delivery"] = dict(DEFAULT_DELIVERY)
+    _place(spec, ("config",), resource.meta.namespace)
+    _place(spec, ("delivery", "deadLetterSink", "ref"), resource.meta.namespace)
+    annotations = resource.meta.annotations
+    if not annotations.get(CLASS_ANNOTATION) or annotations[CLASS_ANNOTATION] in READ_AS_DEFAULT:
+        resource = resource.with_meta(annotations={**annotations, CLASS_ANNOTATION: DEFAULT_CLASS})
+    return resource.with_spec(spec)
+
+
+def _default_trigger(resource: Resource) -> Resource:
+    spec = dict(resource.spec)
+    if not spec.get("broker"):
+        spec["broker"] = "default"
+    if spec.get("filter") is None:
+        spec["filter"] = {}
+    _place(spec, ("subscriber", "ref"), resource.meta.namespace)
+    _place(spec, ("delivery", "deadLetterSink", "ref"), resource.meta.namespace)
+    labels = {**resource.meta.labels, BROKER_LABEL: spec["broker"]}
+    return resource.with_meta(labels=labels).with_spec(spec)
+
+
+def _place(spec: dict[str, Any], path: tuple[str, ...], namespace: str) -> None:
+    """Give the reference at `path`, where there is one without a namespace, this namespace; copies on the way."""
+    held: dict[str, Any] = spec
+    for name in path:
+        inner = held.get(name)
+        if not isinstance(inner, dict):
+            return
+        held[name] = dict(inner)
+        held = held[name]
+    if not held.get("namespace"):
+        held["namespace"] = namespace
+
+
+# ---- rules
+
+
+def _validate_broker(new: Resource, old: Resource | None) -> Iterator[FieldError]:
+    shape = msgspec.convert(new.spec, BrokerShape)
+    yield from _class_errors(new, old)
+    if shape.config is not None:
+        for name, value in (("kind", shape.config.kind), ("name", shape.config.name)):
+            if not value:
+                yield FieldError(path=f"spec.config.{name}", rule="is required")
+    yield from _delivery_errors(shape.delivery, "spec.delivery")
+    if old is not None and old.spec.get("config") != new.spec.get("config"):
+        rule = "is immutable: delete the Broker and create it again to change it"
+        yield FieldError(path="spec.config", rule=rule, value=new.spec.get("config"))
+
+
+def _class_errors(new: Resource, old: Resource | None) -> Iterator[FieldError]:
+    path = f"metadata.annotations[{CLASS_ANNOTATION}]"
+    name = new.meta.annotations.get(CLASS_ANNOTATION, "")
+    if name not in CLASSES:
+        known = ", ".join(sorted(CLASSES | READ_AS_DEFAULT))
+        yield FieldError(path=path, rule=f"must be one of {known}", value=name)
+    if old is not None and old.meta.annotations.get(CLASS_ANNOTATION, DEFAULT_CLASS) != name:
+        rule = "is immutable: delete the Broker and create it again to change it"
+        yield FieldError(path=path, rule=rule, value=name)
+
+
+def _validate_trigger(new: Resource, old: Resource | None) -> Iterator[FieldError]:
+    shape = msgspec.convert(new.spec, TriggerShape)
+    if old is not None and old.spec.get("broker") != shape.broker:
+        rule = "is immutable: delete the Trigger and create it again to move it to another Broker"
+        yield FieldError(path="spec.broker", rule=rule, value=shape.broker)
+    if shape.filter is not None:
+        yield from _name_errors(shape.filter.attributes, "spec.filter.attributes")
+    count = 0
+    for number, entry in enumerate(shape.filters or ()):
+        count += _count(entry)
+        yield from _filter_errors(entry, f"spec.filters[{number}]")
+    if count > MAX_FILTERS:
+        yield FieldError(path="spec.filters", rule=f"must not hold more than {MAX_FILTERS} filters", value=count)
+    yield from validate_destination(shape.subscriber, "spec.subscriber")
+    yield from _delivery_errors(shape.delivery, "spec.delivery")
+    yield from _dependency_errors(new)
+
+
+def _dependency_errors(resource: Resource) -> Iterator[FieldError]:
+    path = f"metadata.annotations[{DEPENDENCY_ANNOTATION}]"
+    try:
+        reference = dependency_of(resource)
+    except ValueError as error:
+        yield FieldError(path=path, rule=str(error), value=resource.meta.annotations[DEPENDENCY_ANNOTATION])
+        return
+    if reference is None:
+        return
+    for name, value in (
+        ("kind", reference.kind),
+        ("name", reference.name),
+        ("apiVersion", reference.api_version),
+    ):
+        if not value:
+            yield FieldError(path=f"{path}.{name}", rule="is required")
+    if reference.namespace not in ("", resource.meta.namespace):
+        rule = "must be the Trigger's own namespace, or left out"
+        yield FieldError(path=f"{path}.namespace", rule=rule, value=reference.namespace)
+
+
+def _filter_errors(shape: FilterShape, path: str) -> Iterator[FieldError]:
+    given = [name for name in FilterShape.__struct_encode_fields__ if getattr(shape, _FIELDS[name]) is not None]
+    if len(given) > 1:
+        rule = "must hold one dialect: put several into separate entries, or under all"
+        yield FieldError(path=path, rule=rule, value=", ".join(given))
+    for name, pairs in (("exact", shape.exact), ("prefix", shape.prefix), ("suffix", shape.suffix)):
+        if pairs is not None:
+            yield from _pair_errors(pairs, f"{path}.{name}")
+    for name, nested in (("all", shape.all_), ("any", shape.any_)):
+        if nested is not None:
+            if not nested:
+                yield FieldError(path=f"{path}.{name}", rule="must hold at least one filter")
+            for number, entry in enumerate(nested):
+                yield from _nested_errors(entry, f"{path}.{name}[{number}]")
+    if shape.not_ is not None:
+        yield from _nested_errors(shape.not_, f"{path}.not")
+    if shape.cesql is not None:
+        rule = "is not supported yet: use exact, prefix, suffix, all, any or not"
+        yield FieldError(path=f"{path}.cesql", rule=rule, value=shape.cesql)
+
+
+def _pair_errors(pairs: Mapping[str, str], path: str) -> Iterator[FieldError]:
+    if not pairs:
+        yield FieldError(path=path, rule="must hold at least one attribute")
+    yield from _name_errors(pairs, path)
+    for attribute, value in pairs.items():
+        if not value:
+            yield FieldError(path=f"{path}[{attribute}]", rule="must not be empty")
+
+
+_FIELDS: Final = dict(zip(FilterShape.__struct_encode_fields__, FilterShape.__struct_fields__, strict=True))
+
+
+def _nested_errors(shape: FilterShape, path: str) -> Iterator[FieldError]:
+    if shape == FilterShape():
+        yield FieldError(path=path, rule="is empty: name a dialect (exact, prefix, suffix, all, any or not)")
+    yield from _filter_errors(shape, path)
+
+
+def _count(shape: FilterShape) -> int:
+    nested = (*(shape.all_ or ()), *(shape.any_ or ()), *((shape.not_,) if shape.not_ else ()))
+    return 1 + sum(_count(entry) for entry in nested)
+
+
+def _name_errors(attributes: Iterable[str], path: str) -> Iterator[FieldError]:
+    for name in attributes:
+        if _ATTRIBUTE.match(name) is None:
+            rule = "is not an attribute name: start with a letter, use only a-z and 0-9"
+            yield FieldError(path=f"{path}[{name}]", rule=rule)
+
+
+def _delivery_errors(delivery: DeliveryShape | None, path: str) -> Iterator[FieldError]:
+    if delivery is None:
+        return
+    if delivery.dead_letter_sink is not None:
+        yield from validate_destination(delivery.dead_letter_sink, f"{path}.deadLetterSink")
+    if delivery.retry is not None and not 0 <= delivery.retry <= MAX_RETRY:
+        yield FieldError(path=f"{path}.retry", rule=f"must be from 0 to {MAX_RETRY}", value=delivery.retry)
+    if delivery.backoff_policy not in (None, "linear", "exponential"):
+        rule = "must be linear or exponential"
+        yield FieldError(path=f"{path}.backoffPolicy", rule=rule, value=delivery.backoff_policy)
+    if delivery.format not in (None, "binary", "json"):
+        yield FieldError(path=f"{path}.format", rule="must be binary or json", value=delivery.format)
+    for name, text, minimum in (
+        ("timeout", delivery.timeout, "more than zero"),
+        ("backoffDelay", delivery.backoff_delay, ""),
+        ("retryAfterMax", delivery.retry_after_max, ""),
+    ):
+        if text is None:
+            continue
+        try:
+            seconds = parse_iso_duration(text)
+        except ValueError:
+            rule = "must be an ISO 8601 duration such as PT0.2S or PT5M"
+            yield FieldError(path=f"{path}.{name}", rule=rule, value=text)
+        else:
+            if minimum and seconds <= 0:
+                yield FieldError(path=f"{path}.{name}", rule=f"must be {minimum}", value=text)
+
+
+_READY: Final = (
+    Column(name="Ready", path=".status.conditions[Ready].status"),
+    Column(name="Reason", path=".status.conditions[Ready].reason"),
+)
+
+KINDS: Final = (
+    Kind(
+        ref=BROKER,
+        plural="brokers",
+        singular="broker",
+        categories=("all", "knative", "eventing"),
+        spec_type=BrokerShape,
+        default=_default_broker,
+        validate=_validate_broker,
+        columns=(Column(name="URL", path=".status.address.url"), *_READY),
+    ),
+    Kind(
+        ref=TRIGGER,
+        plural="triggers",
+        singular="trigger",
+        categories=("all", "knative", "eventing"),
+        spec_type=TriggerShape,
+        default=_default_trigger,
+        validate=_validate_trigger,
+        columns=(
+            Column(name="Broker", path=".spec.broker"),
+            Column(name="Subscriber_URI", path=".status.subscriberUri"),
+            *_READY,
+        ),
+    ),
+)
