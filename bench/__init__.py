@@ -1,0 +1,1 @@
+"""Benchmarks of the running platform: ``python -m bench gateway`` (see docs/benchmarks.md)."""
