@@ -26,6 +26,7 @@ __all__ = [
     "FIRST_VERSION",
     "GENERATED_NAME_ATTEMPTS",
     "Write",
+    "check_named",
     "created",
     "decode",
     "deleted",
@@ -100,14 +101,19 @@ def new_uid(rng: random.Random) -> str:
     return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
+def check_named(resource: Resource) -> None:
+    """Raises InvalidInput where a resource to create has neither name nor generateName."""
+    if not (resource.meta.name or resource.meta.generate_name):
+        missing = FieldError(path="metadata.name", rule="is required (or give metadata.generateName)")
+        raise InvalidInput.of(str(resource.key), [missing])
+
+
 def named(resource: Resource, rng: random.Random) -> Resource:
     """The resource with its own name, or with generateName and a random end. Raises InvalidInput without either."""
+    check_named(resource)
     meta = resource.meta
     if meta.name:
         return resource
-    if not meta.generate_name:
-        missing = FieldError(path="metadata.name", rule="is required (or give metadata.generateName)")
-        raise InvalidInput.of(str(resource.key), [missing])
     suffix = "".join(rng.choices(_SUFFIX_ALPHABET, k=_SUFFIX_LENGTH))
     return resource.with_meta(name=meta.generate_name[:_PREFIX_LENGTH] + suffix)
 

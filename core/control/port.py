@@ -46,7 +46,9 @@ class ResourceStore(Protocol):
         ...
 
     def watch(self, kind: KindRef, since: int, namespace: str | None = None) -> AsyncGenerator[Change, None]:
-        """Every change of the kind after version `since`, once each, in order, without end.
+        """Every change of the kind after version `since`, once each, in order.
+
+        It goes on until closed; a remote store's may end by itself, and is resumed from the last change's version.
 
         Raises Gone where changes since then are no longer kept: list again and watch from there. Closing the iterator
         (``aclose``) ends the watch.
