@@ -24,13 +24,14 @@ MAX_REMEMBERED: Final = 4096
 #: Between a client and its proxy only (RFC 9110 11.7).
 _PROXY: Final = frozenset({b"proxy-authenticate", b"proxy-authorization"})
 _TOLD: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"})
+_CONTINUED: Final = frozenset({b"x-forwarded-for", b"forwarded"})
 _SPECIAL: Final = _PROXY | _TOLD
 
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 
 
 class Forwarded:
-    """Builds the headers that an instance gets: the client's own, and where the request came from.
+    """What an instance gets as headers: the client's own, and where the request came from.
 
     A client's ``X-Forwarded-For`` and ``Forwarded`` are continued and its ``-Proto`` and ``-Host`` kept, because what
     ends TLS for a gateway stands in front of it.
@@ -39,29 +40,21 @@ class Forwarded:
     __slots__ = ("_remembered",)
 
     def __init__(self) -> None:
-        self._remembered: dict[tuple[str, bytes], Headers] = {}
+        self._remembered: dict[tuple[str, bytes], bytes] = {}
 
-    def headers(self, head: RequestHead) -> Headers:
-        """The headers to send for `head`, Host as it came."""
-        kept: Headers = []
-        told: dict[bytes, bytes] | None = None
+    def headers(self, head: RequestHead) -> tuple[Headers, bytes]:
+        """The headers to send for `head`, and further ones as ready lines, each ended by CRLF."""
         for field in head.headers:
-            name = field[0]
-            if name not in _SPECIAL:
-                kept.append(field)
-            elif name in _TOLD:
-                told = told or {}
-                told[name] = told[name] + b", " + field[1] if name in told else field[1]
+            if field[0] in _SPECIAL:
+                return _continued(head), b""
         pair = (head.peer, head.host)
-        added = self._remembered.get(pair) or self._remember(pair)
-        kept += added if told is None else _continued(added, told)
-        return kept
+        return head.headers, self._remembered.get(pair) or self._remember(pair)
 
-    def _remember(self, pair: tuple[str, bytes]) -> Headers:
+    def _remember(self, pair: tuple[str, bytes]) -> bytes:
         if len(self._remembered) >= MAX_REMEMBERED:
             self._remembered.clear()
-        added = self._remembered[pair] = _added(*pair)
-        return added
+        lines = self._remembered[pair] = b"".join(b"%b: %b\r\n" % field for field in _origin(*pair))
+        return lines
 
 
 def answer_headers(headers: Headers) -> Headers:
@@ -97,26 +90,32 @@ def after_failure(error: NetError, *, method: bytes, bodiless: bool, replayable:
     return Retry.GIVE_UP
 
 
-def _added(peer: str, host: bytes) -> Headers:
+def _origin(peer: str, host: bytes) -> Headers:
+    """Where a request came from, in the words of X-Forwarded-* and of RFC 7239."""
     address = peer.encode("latin-1")
     node = b'"[' + address + b']"' if b":" in address else address
-    quoted = host.replace(b"\\", b"").replace(b'"', b"")
     return [
         (b"x-forwarded-for", address),
         (b"x-forwarded-host", host),
         (b"x-forwarded-proto", b"http"),
-        (b"forwarded", b'for=%b;host="%b";proto=http' % (node, quoted)),
+        # core.net lets only names, addresses and ports be a Host, so the quotes need no escapes.
+        (b"forwarded", b'for=%b;host="%b";proto=http' % (node, host)),
     ]
 
 
-def _continued(added: Headers, told: dict[bytes, bytes]) -> Headers:
-    found: Headers = []
-    for name, value in added:
+def _continued(head: RequestHead) -> Headers:
+    """The headers of a request that came through a proxy already, or carries fields meant for one."""
+    told: dict[bytes, bytes] = {}
+    kept: Headers = []
+    for name, value in head.headers:
+        if name in _TOLD:
+            told[name] = told[name] + b", " + value if name in told else value
+        elif name not in _PROXY:
+            kept.append((name, value))
+    for name, own in _origin(head.peer, head.host):
         before = told.get(name)
         if before is None:
-            found.append((name, value))
-        elif name in (b"x-forwarded-for", b"forwarded"):
-            found.append((name, before + b", " + value))
+            kept.append((name, own))
         else:
-            found.append((name, before))
-    return found
+            kept.append((name, before + b", " + own if name in _CONTINUED else before))
+    return kept

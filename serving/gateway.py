@@ -18,7 +18,7 @@ from core.telemetry import Metrics
 from serving.demand import DemandReporter
 from serving.forwarding import Forwarded
 from serving.lane import Forward, Lane, Send, refuse
-from serving.routing import Endpoint, RevisionKey, RevisionLimits, RoutingTable, Snapshot
+from serving.routing import Endpoint, RevisionKey, RevisionLimits, RouteTarget, RoutingTable, Snapshot
 
 __all__ = ["Gateway"]
 
@@ -29,6 +29,9 @@ SWEEP_EVERY_S: Final = 0.1
 BROKER_LIMITS: Final = RevisionLimits(timeout_s=60.0)
 _BROKER_PREFIX: Final = b"broker-ingress."
 _BROKER_KEY: Final = RevisionKey("", "broker-ingress")
+
+#: Host headers that are remembered as they came; the whole memory is dropped when full.
+MAX_REMEMBERED_HOSTS: Final = 4096
 
 #: Until the first table is there: how long a control process takes to start.
 NOT_SYNCED_RETRY_S: Final = 1.0
@@ -58,6 +61,8 @@ class Gateway:
         self._metrics = metrics
         self._rng = rng
         self._table: RoutingTable[Lane] | None = None
+        #: Host headers as they come (with ports, mostly) and what they lead to in the present table.
+        self._ways: dict[bytes, RouteTarget[Lane]] = {}
         self._told: dict[RevisionKey, tuple[RevisionLimits, tuple[Endpoint, ...]]] = {}
         self._lanes: dict[RevisionKey, Lane] = {}
         self._busy: dict[Lane, None] = {}
@@ -83,19 +88,11 @@ class Gateway:
 
     def handle(self, head: RequestHead, exchange: Exchange) -> BodySink:
         """core.net's Handler."""
-        host = head.host
-        if self._broker is not None and host.startswith(_BROKER_PREFIX):
-            lane = self._broker
-        else:
-            try:
-                found = self._lane(host, exchange)
-            except NotFound as unknown:
-                self._unknown.value += 1
-                refuse(exchange, 404, "unknown-host", str(unknown))
-                return IGNORE
-            if found is None:
-                return IGNORE
-            lane = found
+        target = self._ways.get(head.host) or self._find(head.host, exchange)
+        if target is None:
+            return IGNORE
+        choices = target.choices
+        lane = choices[0] if len(choices) == 1 else target.pick(self._rng)
         forward = Forward(lane, head, exchange)
         lane.admit(forward)
         return forward
@@ -109,6 +106,7 @@ class Gateway:
         gone = [self._lanes.pop(key) for key in self._lanes.keys() - wanted]
         for key in wanted - self._lanes.keys():
             self._lanes[key] = Lane(key=key, road=self, metrics=self._metrics)
+        self._ways.clear()
         self._table = snapshot.table.map(self._lanes.__getitem__)
         told, self._told = self._told, {}
         for key in sorted(wanted):
@@ -152,28 +150,33 @@ class Gateway:
             self._reporter.wake(lane)
 
     def reroute(self, forward: Forward) -> None:
-        exchange = forward.exchange
-        try:
-            lane = self._lane(forward.head.host, exchange)
-        except NotFound as unknown:
-            self._unknown.value += 1
-            refuse(exchange, 404, "unknown-host", str(unknown))
-            return
-        if lane is not None:
-            forward.move(lane)
+        target = self._find(forward.head.host, forward.exchange)
+        if target is not None:
+            forward.move(target.pick(self._rng))
 
-    def _lane(self, host: bytes, exchange: Exchange) -> Lane | None:
-        """The lane for `host`; None where there is none yet and that was answered. Raises NotFound."""
-        if self._table is None:
+    def _find(self, host: bytes, exchange: Exchange) -> RouteTarget[Lane] | None:
+        """What `host` leads to, remembered for the next request; None where it leads nowhere and that was answered."""
+        if self._broker is not None and host.startswith(_BROKER_PREFIX):
+            target = RouteTarget.of("broker", [(self._broker, 1)])
+        elif self._table is None:
             text = "The gateway has not read its routes yet. Try again in a second."
             refuse(exchange, 503, "not-synced", text, retry_after_s=NOT_SYNCED_RETRY_S)
             return None
-        target = self._table.lookup(host)
-        if not target.choices:
-            text = f"Route {target.route} has no ready revision yet. See `penstock describe route`."
-            refuse(exchange, 503, "no-revision", text, retry_after_s=NOT_SYNCED_RETRY_S)
-            return None
-        return target.pick(self._rng)
+        else:
+            try:
+                target = self._table.lookup(host)
+            except NotFound as unknown:
+                self._unknown.value += 1
+                refuse(exchange, 404, "unknown-host", str(unknown))
+                return None
+            if not target.choices:
+                text = f"Route {target.route} has no ready revision yet. See `penstock describe route`."
+                refuse(exchange, 503, "no-revision", text, retry_after_s=NOT_SYNCED_RETRY_S)
+                return None
+        if len(self._ways) >= MAX_REMEMBERED_HOSTS:
+            self._ways.clear()
+        self._ways[host] = target
+        return target
 
     def _sweep(self) -> None:
         self._timer = None

@@ -52,6 +52,8 @@ class Send(Protocol):
         headers: Headers,
         content_length: int | None,
         listener: ResponseListener,
+        *,
+        encoded_headers: bytes = b"",
     ) -> UpstreamRequest: ...
 
 
@@ -247,7 +249,6 @@ class Forward(Waiter):
         "complete",
         "exchange",
         "head",
-        "headers",
         "held_s",
         "instance",
         "kept",
@@ -263,7 +264,6 @@ class Forward(Waiter):
         self.lane = lane
         self.head = head
         self.exchange = exchange
-        self.headers: Headers | None = None
         self.stage = _HELD
         self.began_s = 0.0
         self.held_s = 0.0
@@ -333,14 +333,19 @@ class Forward(Waiter):
         """Send the request to `instance`, with what came of its body."""
         head = self.head
         road = self.lane.road
-        if self.headers is None:
-            self.headers = road.forwarded.headers(head)
+        headers, encoded = road.forwarded.headers(head)
         self.stage = _SENT
         self.instance = instance
         self.attempts += 1
         answer = self.answer = Answer(self)
         upstream = road.send(
-            instance.endpoint.address, head.method, head.target, self.headers, head.content_length, answer
+            instance.endpoint.address,
+            head.method,
+            head.target,
+            headers,
+            head.content_length,
+            answer,
+            encoded_headers=encoded,
         )
         self.upstream = upstream
         if self.kept:
