@@ -23,7 +23,7 @@ from core.net.types import (
     UpstreamRequest,
 )
 from core.net.upstream import Upstream
-from core.net.wire import header_lines, request_line
+from core.net.wire import check_target, header_lines
 
 __all__ = ["Client", "ClientLimits"]
 
@@ -86,8 +86,9 @@ class Client:
         CRLF. The listener hears nothing before this returns. There is no time-out but that of connecting. Raises
         ValueError where a header or the target holds characters that would end its line.
         """
+        check_target(method, target)
         framing = _framing(method, content_length)
-        first = b"%b%b%b%b\r\n" % (request_line(method, target), header_lines(headers), encoded_headers, framing)
+        first = b"%b %b HTTP/1.1\r\n%b%b%b\r\n" % (method, target, header_lines(headers), encoded_headers, framing)
         request = Upstream(listener, first, head_only=method == b"HEAD", content_length=content_length)
         self._pool(address, tls).submit(request)
         return request
@@ -111,14 +112,10 @@ class Client:
         `timeout_s` is for all of it, connecting included, kept to a tenth of a second. The function returned gives
         the request up: `then` hears nothing any more. `then` is never called before this returns.
         """
+        check_target(method, target)
         framing = _framing(method, len(body))
-        first = b"%b%b%b%b\r\n%b" % (
-            request_line(method, target),
-            header_lines(headers),
-            encoded_headers,
-            framing,
-            body,
-        )
+        lines = header_lines(headers)
+        first = b"%b %b HTTP/1.1\r\n%b%b%b\r\n%b" % (method, target, lines, encoded_headers, framing, body)
         loop = asyncio.get_running_loop()
         fetch = _Fetch(self._fetches, then, max_bytes, loop.time() + timeout_s)
         request = Upstream(fetch, first, head_only=method == b"HEAD", content_length=0)
@@ -259,6 +256,13 @@ class _Fetch:
         self._headers = headers
         if content_length is not None and content_length > self._left and not self.request.head_only:
             self._give_up(ResponseTooLarge("The answer is larger than is accepted."))
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        if len(body) > self._left:
+            self.failed(ResponseTooLarge("The answer is larger than is accepted."))
+            return
+        self._fetches.discard(self)
+        self._then(Response(status, headers, body))
 
     def body(self, chunk: bytes) -> None:
         self._left -= len(chunk)

@@ -25,7 +25,7 @@ from core.net.body import IGNORE
 from core.net.exchange import ServerExchange
 from core.net.framing import HEAD_END, ChunkedBody, Refused
 from core.net.heads import check_partial
-from core.net.types import BodySink
+from core.net.types import BodySink, RequestHead
 from core.net.wire import CLOSE, header_lines, status_line
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["ServerConnection"]
 
 _log = logging.getLogger(__name__)
+
+#: A longer head is not remembered: with every connection open that is 32 MiB.
+MAX_KNOWN_HEAD_BYTES = 2048
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _RESET = struct.pack("ii", 1, 0)
@@ -65,6 +68,7 @@ class ServerConnection(asyncio.Protocol):
         "_chunks",
         "_exchange",
         "_held",
+        "_known",
         "_left",
         "_paused",
         "_peer",
@@ -99,6 +103,8 @@ class ServerConnection(asyncio.Protocol):
         self._paused = False  # by the handler
         self._reading = True  # the transport is
         self._writable = True
+        # The last head and what it was read as: a keep-alive client's next request often begins with the same bytes.
+        self._known: tuple[bytes, RequestHead, bool] | None = None
         self._busy = False  # parsing: what ends an exchange now need not start the next
 
     # ---- the transport
@@ -179,12 +185,16 @@ class ServerConnection(asyncio.Protocol):
                 if not self._writable:  # the client does not read its answers: make no more of them
                     self._stop_reading()
                     return at
-                end = data.find(HEAD_END, at + 2)
-                if end < 0:
+                known = self._known
+                if known is not None and data.startswith(known[0], at):
+                    at += len(known[0])
+                    self._begin(known[1], known[2])
+                    continue
+                end = data.find(HEAD_END, at + 2) + 4
+                if end < 4:
                     self._partial_head(data, at)
                     return at
-                end += 4
-                self._begin(data if at == 0 and end == size else data[at:end])
+                self._new_head(data if at == 0 and end == size else data[at:end])
                 at = end
             elif phase is _BODY:
                 if self._paused:
@@ -205,12 +215,16 @@ class ServerConnection(asyncio.Protocol):
         check_partial(data, at)
         self.deadline = min(self.deadline, self._server.now + self._server.limits.head_timeout_s)
 
-    def _begin(self, raw: bytes) -> None:
-        server = self._server
-        heads = server.heads
+    def _new_head(self, raw: bytes) -> None:
+        heads = self._server.heads
         head = heads.read(raw, self._peer)
-        self.keep_alive = heads.keep_alive
         self._unconfirmed = heads.expects_continue
+        if len(raw) <= MAX_KNOWN_HEAD_BYTES and not self._unconfirmed:
+            self._known = (raw, head, heads.keep_alive)
+        self._begin(head, heads.keep_alive)
+
+    def _begin(self, head: RequestHead, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
         self.deadline = inf
         length = head.content_length
         if length == 0:
@@ -221,21 +235,21 @@ class ServerConnection(asyncio.Protocol):
             self._chunks = ChunkedBody() if length is None else None
         exchange = self._exchange = ServerExchange(self, head)
         try:
-            sink = server.handler(head, exchange)
+            sink = self._server.handler(head, exchange)
         except Exception:  # noqa: BLE001 - the request's boundary: one bad request must not end the server
             self._failed(exchange)
             return
         if self._exchange is not exchange:
             return  # answered by now
         self._sink = sink
-        if not self._paused:
-            self._go_on(exchange)
-
-    def _go_on(self, exchange: ServerExchange) -> None:
-        """The handler wants the rest of the request: ask for it, or say that there is none."""
-        if self._phase is _ANSWER:
-            self._tell_end(exchange)
+        if self._paused:
             return
+        if length == 0:
+            self._tell_end(exchange)
+        else:
+            self._ask_for_body(exchange)
+
+    def _ask_for_body(self, exchange: ServerExchange) -> None:
         self._set_deadline()
         if self._unconfirmed:
             self._unconfirmed = False
@@ -312,7 +326,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _failed(self, exchange: ServerExchange) -> None:
         """A handler raised (called while the exception is handled)."""
-        _log.exception("a request handler failed", extra={"facts": {"target": repr(exchange.target)}})
+        _log.exception("a request handler failed", extra={"facts": {"target": repr(exchange.head.target)}})
         if self._exchange is not exchange:
             return
         self.keep_alive = False
@@ -323,11 +337,15 @@ class ServerConnection(asyncio.Protocol):
 
     # ---- the exchange
 
+    @property
+    def plain(self) -> bool:
+        """The request was read whole and the connection stays open, so that an answer need not say anything of it."""
+        return self.keep_alive and self._phase is _ANSWER
+
     def closes(self) -> bool:
         """Whether the connection must close after the answer that is about to be written."""
-        if self._server.draining or (
-            self._phase is _BODY
-            and (self._unconfirmed or self._chunks is not None or self._left > self._server.limits.max_dropped_bytes)
+        if self._phase is _BODY and (
+            self._unconfirmed or self._chunks is not None or self._left > self._server.limits.max_dropped_bytes
         ):
             self.keep_alive = False
         return not self.keep_alive
@@ -361,7 +379,7 @@ class ServerConnection(asyncio.Protocol):
         if self._exchange is not exchange or self._paused:
             return
         if self._phase is _BODY:
-            self._go_on(exchange)
+            self._ask_for_body(exchange)
             if self._held:
                 self._run_held()
             else:
@@ -378,7 +396,7 @@ class ServerConnection(asyncio.Protocol):
     def _next(self) -> None:
         """Request and answer are complete."""
         self._chunks = None
-        if not self.keep_alive or self._server.draining:
+        if not self.keep_alive:
             self._close()
             return
         self._phase = _HEAD
@@ -427,8 +445,9 @@ class ServerConnection(asyncio.Protocol):
         self.transport.write_eof()
         self._read_on()
 
-    def close_if_idle(self) -> None:
-        """Draining: nothing is under way here."""
+    def drain(self) -> None:
+        """The server drains: the request under way, if there is one, is the last here."""
+        self.keep_alive = False
         if self._phase is _HEAD:
             self._close()
 

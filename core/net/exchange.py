@@ -6,12 +6,15 @@ import logging
 from typing import TYPE_CHECKING
 
 from core.net.types import Headers, RequestHead
-from core.net.wire import CLOSE, LAST_CHUNK, bodiless, chunk, header_lines, status_line
+from core.net.wire import BODILESS, CLOSE, LAST_CHUNK, chunk, header_lines, status_line
 
 if TYPE_CHECKING:
     from core.net.connection import ServerConnection
 
 __all__ = ["ServerExchange"]
+
+#: Larger bodies are not copied behind their head: the transport writes both at once anyway.
+MAX_JOINED_BYTES = 64 * 1024
 
 _log = logging.getLogger(__name__)
 
@@ -19,34 +22,41 @@ _log = logging.getLogger(__name__)
 class ServerExchange:
     """Implements `core.net.types.Exchange`. After the answer is complete, or the client is gone, calls do nothing."""
 
-    __slots__ = ("_chunked", "_head_only", "_left", "_old", "_silent", "connection", "ended", "started", "target")
+    __slots__ = ("_chunked", "_left", "_silent", "connection", "ended", "head", "started")
+
+    #: These three are set when the answer starts.
+    _chunked: bool
+    _left: int | None
+    _silent: bool
 
     def __init__(self, connection: ServerConnection, head: RequestHead) -> None:
         #: None once nothing that is written matters any more.
         self.connection: ServerConnection | None = connection
-        self.target = head.target
+        self.head = head
         self.started = False
         #: The sink was told that the request is complete.
         self.ended = False
-        self._head_only = head.method == b"HEAD"
-        self._old = head.http_1_0
-        self._silent = False  # this answer has no body, whatever is written
-        self._chunked = False
-        self._left: int | None = None
 
     def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
         connection = self.connection
         if connection is None:
             return
-        head = self._head(connection, status, headers, len(body))
-        connection.transport.write(head if self._silent else head + body)
+        head = self._begin(connection, status, headers, len(body))
+        transport = connection.transport
+        if self._silent or not body:
+            transport.write(head)
+        elif len(body) > MAX_JOINED_BYTES:
+            transport.write(head)
+            transport.write(body)
+        else:
+            transport.write(head + body)
         connection.answered(self)
 
     def start(self, status: int, headers: Headers, content_length: int | None) -> None:
         connection = self.connection
         if connection is None:
             return
-        head = self._head(connection, status, headers, content_length)
+        head = self._begin(connection, status, headers, content_length)
         self._left = content_length
         connection.transport.write(head)
 
@@ -87,24 +97,26 @@ class ServerExchange:
         if self.connection is not None:
             self.connection.release(self)
 
-    def _head(self, connection: ServerConnection, status: int, headers: Headers, content_length: int | None) -> bytes:
+    def _begin(self, connection: ServerConnection, status: int, headers: Headers, content_length: int | None) -> bytes:
+        """The answer's head; what comes after it is settled with it."""
         if self.started:
             raise RuntimeError("an exchange is answered once")
         self.started = True
+        self._silent = self._chunked = False
         try:
             start, lines = status_line(status), header_lines(headers)
         except ValueError:
             _log.exception("an answer cannot be put on the wire", extra=self._facts())
             start, lines, content_length, self._silent = status_line(500), b"", 0, True
-        close = CLOSE if connection.closes() else b""
-        if bodiless(status):
+        close = b"" if connection.plain or not connection.closes() else CLOSE
+        if status in BODILESS:
             self._silent = True
             return b"%b%b%b\r\n" % (start, lines, close)
-        if self._head_only:
+        if self.head.method == b"HEAD":
             self._silent = True
         if content_length is not None:
             return b"%b%bcontent-length: %d\r\n%b\r\n" % (start, lines, content_length, close)
-        if self._old or self._silent:
+        if self._silent or self.head.http_1_0:
             return b"%b%b%b\r\n" % (start, lines, close)
         self._chunked = True
         return b"%b%btransfer-encoding: chunked\r\n%b\r\n" % (start, lines, close)
@@ -114,4 +126,4 @@ class ServerExchange:
         connection.forsake(self)
 
     def _facts(self) -> dict[str, dict[str, str]]:
-        return {"facts": {"target": repr(self.target)}}
+        return {"facts": {"target": repr(self.head.target)}}

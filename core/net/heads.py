@@ -1,37 +1,69 @@
 """Heads of requests and answers: tokenised by llhttp, then judged for everything that could be read in two ways.
 
-One reader serves all connections of a server or client: it is fed one whole head at a time. llhttp keeps state between
-messages only where a body or a close follows, and is made anew then, which costs a quarter of a microsecond.
+One reader serves all connections of a server or client: it is fed one whole head at a time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterable
 from typing import Final
 
 import httptools
 
 from core.limits import MAX_HEAD_BYTES, MAX_HEADERS
 from core.net.framing import Refused
-from core.net.types import Headers, RequestHead
-from core.net.wire import FRAMING_NAMES
+from core.net.types import RequestHead
+from core.net.wire import FRAMING_NAMES, ReadHeaders
 
 __all__ = ["MAX_START_LINE_BYTES", "RequestHeads", "ResponseHeads", "check_partial"]
 
 #: The first line of a head: browsers and proxies stop near 8 KiB.
 MAX_START_LINE_BYTES: Final = 16 * 1024
 
-#: Names and hosts that are remembered in lower case; beyond it (somebody invents names) each is lowered every time.
+#: Spellings of names, hosts and status lines that are remembered; beyond it (somebody invents them) each is looked at
+#: every time.
 _MAX_REMEMBERED: Final = 1024
 
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _VERSION: Final = re.compile(rb"HTTP/[0-9](?:\.[0-9])?")
-_METHOD: Final = re.compile(rb"[A-Z][A-Z-]{0,31}")
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: [^\0]*)?")
+_STATUS_LINE: Final = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])(?: [\t\x20-\x7e\x80-\xff]*)?")
+# Statuses without a body, whatever the head says: llhttp is told this one, so that it never waits for a body.
+_NO_BODY_LINE: Final = b"HTTP/1.1 204 \r\n"
 
-_SPECIAL: Final = FRAMING_NAMES | {b"host", b"expect"}
-_names: Final[dict[bytes, bytes]] = {}
+#: Headers that are judged here. Host alone is also handed over.
+_JUDGED: Final = FRAMING_NAMES | {b"host", b"expect"}
+#: Of these, several lines mean the same as one with commas, or nothing to us.
+_LISTS: Final = frozenset(FRAMING_NAMES - {b"content-length", b"transfer-encoding"})
+
+Framing = dict[bytes, bytes]
+
+# Spelling -> lower case, in two tables so that an ordinary name costs one look-up.
+_ordinary: Final[dict[bytes, bytes]] = {}
+_judged: Final[dict[bytes, bytes]] = {}
 _hosts: Final[dict[bytes, bytes]] = {}
+_status_lines: Final[dict[bytes, int]] = {}
+
+
+def _seed(*names: str) -> None:
+    for name in names:
+        lower = name.lower().encode()
+        table = _judged if lower in _JUDGED else _ordinary
+        for spelling in (lower, name.encode(), name.title().encode()):
+            table[spelling] = lower
+
+
+# The names that are always remembered, whatever somebody invents before they are first seen.
+_seed(
+    *(name.decode() for name in _JUDGED),
+    *("Accept", "Accept-Encoding", "Accept-Language", "Accept-Ranges", "Access-Control-Allow-Origin", "Age", "Allow"),
+    *("Authorization", "Cache-Control", "Content-Encoding", "Content-Language", "Content-Type", "Cookie", "Date"),
+    *("ETag", "Expires", "If-Match", "If-Modified-Since", "If-None-Match", "Last-Modified", "Link", "Location"),
+    *("Origin", "Pragma", "Prefer", "Range", "Referer", "Retry-After", "Server", "Set-Cookie", "User-Agent", "Vary"),
+    *("ce-dataschema", "ce-id", "ce-source", "ce-specversion", "ce-subject", "ce-time", "ce-type", "traceparent"),
+    *("tracestate", "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Request-Id"),
+)
 
 
 def check_partial(data: bytes, at: int) -> None:
@@ -43,110 +75,73 @@ def check_partial(data: bytes, at: int) -> None:
         raise Refused(431, f"The head is larger than {MAX_HEAD_BYTES} bytes.")
 
 
+class _Pairs:
+    """llhttp's callbacks for heads with repeated names."""
+
+    __slots__ = ("found",)
+
+    def __init__(self) -> None:
+        self.found: list[tuple[bytes, bytes]] = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.found.append((name, value))
+
+
 class _Heads:
     """What both kinds of head share: header lines, and the headers that decide the framing."""
 
-    __slots__ = ("_coding", "_connection", "_expect", "_headers", "_host", "_length", "_parser")
+    __slots__ = ("_found", "_parser", "on_header")
 
-    _parser: httptools.HttpRequestParser | httptools.HttpResponseParser
+    _kind: type[httptools.HttpRequestParser] | type[httptools.HttpResponseParser]
 
     def __init__(self) -> None:
-        self._renew()
-        self._forget()
+        self._found: dict[bytes, bytes] = {}
+        # llhttp calls this one for each header: a dict's own method costs no Python call. It keeps the first of several
+        # lines with one name; the count of lines then shows that there were more.
+        self.on_header = self._found.setdefault
+        self._parser = self._kind(self)
 
-    def _renew(self) -> None:
-        raise NotImplementedError
-
-    def _forget(self) -> None:
-        self._headers: Headers = []
-        self._host: bytes | None = None
-        self._length: bytes | None = None
-        self._coding: bytes | None = None
-        self._connection: bytes | None = None
-        self._expect: bytes | None = None
-
-    # httptools calls this one by its name.
-    def on_header(self, name: bytes, value: bytes) -> None:
-        lower = _names.get(name)
-        if lower is not None and value and value[-1] > 32:
-            self._headers.append((lower, value))
-            return
-        lower = name.lower()
-        value = value.rstrip(b" \t")
-        if lower in _SPECIAL:
-            self._special(lower, value)
-            return
-        self._headers.append((lower, value))
-        if len(_names) < _MAX_REMEMBERED:
-            _names[name] = lower
-
-    def _special(self, name: bytes, value: bytes) -> None:
-        if name == b"host":
-            if self._host is not None:
-                raise Refused(400, "Host is given more than once.")
-            self._host = value
-            self._headers.append((name, value))
-        elif name == b"content-length":
-            if self._length is not None:
-                raise Refused(400, "Content-Length is given more than once.")
-            self._length = value
-        elif name == b"transfer-encoding":
-            if self._coding is not None:
-                raise Refused(400, "Transfer-Encoding is given more than once.")
-            self._coding = value
-        elif name == b"connection":
-            self._connection = value if self._connection is None else self._connection + b"," + value
-        elif name == b"expect":
-            self._expect = value
-
-    def _check_lines(self, head: bytes) -> None:
-        lines = head.count(b"\r\n")
-        if head.count(b"\r") != lines or head.count(b"\n") != lines:
-            raise Refused(400, "The head holds a CR or an LF that is not part of a line end.")
-        if lines - 2 > MAX_HEADERS:
-            raise Refused(431, f"The head has more than {MAX_HEADERS} header lines.")
-
-    def _feed(self, head: bytes) -> None:
-        """Let llhttp tokenise one whole head. Raises Refused (400, 501)."""
+    def _tokens(self, head: bytes, end: int) -> tuple[ReadHeaders, Framing]:
+        """The headers of a whole head, whose first line ends at `end`; those that were judged apart. Raises Refused."""
+        found = self._found
+        found.clear()
         try:
             self._parser.feed_data(head)
         except httptools.HttpParserUpgrade:
-            self._renew()
-        except httptools.HttpParserInvalidMethodError as error:
-            self._renew()
-            raise Refused(501, "The request's method is not known here.") from error
+            pass
         except httptools.HttpParserError as error:
-            self._renew()
-            if isinstance(error.__context__, Refused):
-                raise error.__context__ from None
-            raise Refused(400, f"The head is not valid HTTP: {error}.") from error
-        if self._length is not None or self._coding is not None or self._connection is not None:
-            self._renew()
+            self._parser = self._kind(self)
+            raise _not_http(error) from error
+        lines = head.count(b"\n")
+        pairs: Iterable[tuple[bytes, bytes]] = found.items()
+        if len(found) != lines - 2 or head.count(b"\r") != lines:
+            pairs = self._repeated(head, lines - 2)
+        if lines - 2 > MAX_HEADERS:
+            raise Refused(431, f"The head has more than {MAX_HEADERS} header lines.")
+        if b" \r\n" in head or b"\t\r\n" in head:
+            pairs = [(name, value.rstrip(b" \t")) for name, value in pairs]
+        headers = ReadHeaders(head, end)
+        framing: Framing = {}
+        for name, value in pairs:
+            lower = _ordinary.get(name)
+            if lower is not None:
+                headers.append((lower, value))
+            else:
+                _judge(headers, framing, name, value)
+        return headers, framing
 
-    def _content_length(self) -> int | None:
-        """The stated length; None where the message is chunked; -1 where nothing is stated. Raises Refused (400)."""
-        if self._coding is not None:
-            if self._length is not None:
-                raise Refused(400, "Content-Length and Transfer-Encoding are given together.")
-            if self._coding.lower() != b"chunked":
-                raise Refused(400, "Only the transfer coding chunked is accepted.")
-            return None
-        if self._length is None:
-            return -1
-        # isdigit() of bytes is ASCII only; 18 digits stay below 2**63.
-        if not self._length.isdigit() or len(self._length) > 18:
-            raise Refused(400, "Content-Length is not a plain number.")
-        return int(self._length)
+    def _repeated(self, head: bytes, lines: int) -> list[tuple[bytes, bytes]]:
+        """Once more for a head with repeated names, keeping all; or a head whose lines do not add up."""
+        pairs = _Pairs()
+        with contextlib.suppress(httptools.HttpParserUpgrade):
+            self._kind(pairs).feed_data(head)
+        if len(pairs.found) != lines or head.count(b"\r\n") != lines + 2 or head.count(b"\r") != lines + 2:
+            raise Refused(400, "The head holds a CR or an LF that is not part of a line end.")
+        return pairs.found
 
-    def _close_asked(self) -> bool:
-        """Judge the Connection header: drop the headers it names; whether it asks to close."""
-        if self._connection is None:
-            return False
-        options = {option.strip(b" \t") for option in self._connection.lower().split(b",")}
-        dropped = options - {b"close", b"host", b""}
-        if dropped:
-            self._headers = [header for header in self._headers if header[0] not in dropped]
-        return b"close" in options
+    def _renew(self) -> None:
+        """llhttp waits for a body, or for the close it was asked for: go on with a new one (a quarter microsecond)."""
+        self._parser = self._kind(self)
 
 
 class RequestHeads(_Heads):
@@ -154,87 +149,48 @@ class RequestHeads(_Heads):
 
     __slots__ = ("expects_continue", "keep_alive")
 
-    def _renew(self) -> None:
-        self._parser = httptools.HttpRequestParser(self)
+    _kind = httptools.HttpRequestParser
 
     def read(self, head: bytes, peer: str) -> RequestHead:
         """The request of one whole head (with its empty line). Raises Refused (400, 414, 417, 431, 501, 505)."""
-        if head[:2] == b"\r\n":  # "ignore at least one empty line received prior to the request-line" (RFC 9112, 2.2)
+        if head[0] == 13:  # "ignore at least one empty line received prior to the request-line" (RFC 9112, 2.2)
             head = head[2:]
-        self._check_lines(head)
-        method, target, old = self._start_line(head)
-        self._forget()
-        self._feed(head)
-        host = self._judge_host(old)
-        if target[:1] != b"/":
-            target = self._other_form(method, target, host)
-        length = self._content_length()
-        if length is None and old:
-            raise Refused(400, "HTTP/1.0 knows no Transfer-Encoding.")
-        self.keep_alive = not (self._close_asked() or old)
+        end = head.find(b"\r\n")
+        try:
+            method, target, version = head[:end].split(b" ")
+        except ValueError:
+            raise _bad_start_line(end) from None
+        old = version != b"HTTP/1.1"
+        if old or method == b"CONNECT" or end > MAX_START_LINE_BYTES or b"#" in target:
+            _check_start_line(method, target, version, end)
+        headers, framing = self._tokens(head, end)
+        host = _known_host(framing, old)
+        if target[0] != 47:
+            target = _other_form(method, target, host)
+        self.keep_alive = not old
         self.expects_continue = False
-        if self._expect is not None and not old:
-            if self._expect.lower() != b"100-continue":
-                raise Refused(417, "The only expectation known here is 100-continue.")
-            self.expects_continue = True
-        return RequestHead(method, target, host, self._headers, 0 if length == -1 else length, peer, old)
-
-    def _start_line(self, head: bytes) -> tuple[bytes, bytes, bool]:
-        end = head.index(b"\r\n")
-        if end > MAX_START_LINE_BYTES:
-            raise Refused(414, f"The request line is longer than {MAX_START_LINE_BYTES} bytes.")
-        parts = head[:end].split(b" ")
-        if len(parts) != 3:
-            raise Refused(400, "The request line is not a method, a target and a version with one space between.")
-        method, target, version = parts
-        if version not in (b"HTTP/1.1", b"HTTP/1.0"):
-            if _VERSION.fullmatch(version):
-                raise Refused(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
-            raise Refused(400, "The request line does not end in an HTTP version.")
-        if method == b"CONNECT":
-            raise Refused(501, "CONNECT is not offered here.")
-        if _METHOD.fullmatch(method) is None:
-            raise Refused(400, "The method is not a word of capital letters.")
-        if b"#" in target:
-            raise Refused(400, "A target has no fragment.")
-        return method, target, version == b"HTTP/1.0"
-
-    def _judge_host(self, old: bool) -> bytes:
-        value = self._host
-        if value is None:
-            if old:
-                return b""
-            raise Refused(400, "Host is missing.")
-        host = _hosts.get(value)
-        if host is None:
-            if _HOST.fullmatch(value) is None:
-                raise Refused(400, "Host is not a host name or address with an optional port.")
-            host = value.lower()
-            if len(_hosts) < _MAX_REMEMBERED:
-                _hosts[value] = host
-        return host
-
-    def _other_form(self, method: bytes, target: bytes, host: bytes) -> bytes:
-        """A target that is not in origin form: ``*`` for OPTIONS, or absolute for the host that Host names."""
-        if target == b"*" and method == b"OPTIONS":
-            return target
-        scheme, separator, rest = target.partition(b"://")
-        if not separator or scheme.lower() not in (b"http", b"https"):
-            raise Refused(400, "The target is not a path.")
-        cut = min(found for mark in (b"/", b"?") if (found := (rest + mark).find(mark)) >= 0)
-        if rest[:cut].lower() != host:
-            raise Refused(400, "The target and Host name different hosts.")
-        path = rest[cut:]
-        return path if path[:1] == b"/" else b"/" + path
+        length: int | None = 0
+        if len(framing) > 1:
+            self._renew()
+            length = _length(framing)
+            if length is None and old:
+                raise Refused(400, "HTTP/1.0 knows no Transfer-Encoding.")
+            if length == -1:
+                length = 0
+            if _asks_to_close(framing, headers):
+                self.keep_alive = False
+            self.expects_continue = not old and _expects_continue(framing)
+        elif old:
+            self._renew()
+        return RequestHead(method, target, host, headers, length, peer, old)
 
 
 class ResponseHeads(_Heads):
-    """Reads heads of answers. After `read`: `status`, `headers`, `keep_alive`, and `length` as `read` tells."""
+    """Reads heads of answers. After `read`: `headers`, `keep_alive`, and `length` as `read` tells."""
 
-    __slots__ = ("headers", "keep_alive", "length", "status")
+    __slots__ = ("headers", "keep_alive", "length")
 
-    def _renew(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
+    _kind = httptools.HttpResponseParser
 
     def read(self, head: bytes) -> int:
         """Read one whole head (with its empty line) and return the status.
@@ -242,18 +198,147 @@ class ResponseHeads(_Heads):
         `length` is then the stated length, None for chunked, and -1 where the body ends with the connection.
         Raises Refused.
         """
-        self._check_lines(head)
-        match = _STATUS_LINE.fullmatch(head, 0, head.index(b"\r\n"))
-        if match is None:
-            raise Refused(502, "The answer does not begin with an HTTP/1.1 status line.")
-        self._forget()
-        self._feed(head)
-        self._renew()
-        old = match[1] == b"0"
-        self.length = self._content_length()
-        if self.length is None and old:
-            raise Refused(502, "The answer is HTTP/1.0 and has a Transfer-Encoding.")
-        self.keep_alive = not (self._close_asked() or old)
-        self.headers = self._headers
-        self.status = int(match[2])
-        return self.status
+        end = head.find(b"\r\n")
+        line = head[:end]
+        status = _status_lines.get(line) or _status(line)
+        headers, framing = self._tokens(_NO_BODY_LINE + head[end + 2 :], len(_NO_BODY_LINE) - 2)
+        old = line[7] == 48
+        self.headers = headers
+        self.keep_alive = not old
+        self.length: int | None = -1
+        if framing:
+            self.length = _length(framing)
+            if old and self.length is None:
+                raise Refused(502, "it is HTTP/1.0 and has a Transfer-Encoding.")
+            if b"connection" in framing:
+                self._renew()
+                if _asks_to_close(framing, headers):
+                    self.keep_alive = False
+        return status
+
+
+def _status(line: bytes) -> int:
+    match = _STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise Refused(502, "it does not begin with an HTTP/1.1 status line.")
+    status = int(match[1])
+    if len(_status_lines) < _MAX_REMEMBERED:
+        _status_lines[line] = status
+    return status
+
+
+def _not_http(error: httptools.HttpParserError) -> Refused:
+    if isinstance(error, httptools.HttpParserInvalidMethodError):
+        return Refused(501, "The request's method is not known here.")
+    return Refused(400, f"The head is not valid HTTP: {error}.")
+
+
+def _judge(headers: ReadHeaders, framing: Framing, name: bytes, value: bytes) -> None:
+    """A header that is not known to be an ordinary one."""
+    lower = _judged.get(name)
+    if lower is None:
+        lower = name.lower()
+        if lower not in _JUDGED:
+            headers.append((lower, value))
+            if len(_ordinary) < _MAX_REMEMBERED:
+                _ordinary[name] = lower
+            return
+    if lower not in framing:
+        framing[lower] = value
+    elif lower in _LISTS:
+        framing[lower] += b"," + value
+    else:
+        raise Refused(400, f"{lower.decode().title()} is given more than once.")
+    if lower == b"host":
+        headers.append((lower, value))
+    else:
+        headers.leave_out(name)
+
+
+def _bad_start_line(end: int) -> Refused:
+    if end > MAX_START_LINE_BYTES:
+        return Refused(414, f"The request line is longer than {MAX_START_LINE_BYTES} bytes.")
+    return Refused(400, "The request line is not a method, a target and a version with one space between.")
+
+
+def _check_start_line(method: bytes, target: bytes, version: bytes, end: int) -> None:
+    """A request line out of the ordinary: returns where it is acceptable HTTP/1.0."""
+    if end > MAX_START_LINE_BYTES:
+        raise Refused(414, f"The request line is longer than {MAX_START_LINE_BYTES} bytes.")
+    if version not in (b"HTTP/1.1", b"HTTP/1.0"):
+        if _VERSION.fullmatch(version):
+            raise Refused(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+        raise Refused(400, "The request line does not end in an HTTP version.")
+    if method == b"CONNECT":
+        raise Refused(501, "CONNECT is not offered here.")
+    if b"#" in target:
+        raise Refused(400, "A target has no fragment.")
+
+
+def _known_host(framing: Framing, old: bool) -> bytes:
+    value = framing.get(b"host")
+    if value is None:
+        if old:
+            return b""
+        raise Refused(400, "Host is missing.")
+    host = _hosts.get(value)
+    if host is None:
+        if _HOST.fullmatch(value) is None:
+            raise Refused(400, "Host is not a host name or address with an optional port.")
+        host = value.lower()
+        if len(_hosts) < _MAX_REMEMBERED:
+            _hosts[value] = host
+    return host
+
+
+def _other_form(method: bytes, target: bytes, host: bytes) -> bytes:
+    """A target that is not in origin form: ``*`` for OPTIONS, or absolute for the host that Host names."""
+    if target == b"*" and method == b"OPTIONS":
+        return target
+    scheme, separator, rest = target.partition(b"://")
+    if not separator or scheme.lower() not in (b"http", b"https"):
+        raise Refused(400, "The target is not a path.")
+    cut = min((rest + b"/").find(b"/"), (rest + b"?").find(b"?"))
+    if rest[:cut].lower() != host:
+        raise Refused(400, "The target and Host name different hosts.")
+    path = rest[cut:]
+    return path if path[:1] == b"/" else b"/" + path
+
+
+def _length(framing: Framing) -> int | None:
+    """The stated length; None where the message is chunked; -1 where nothing is stated. Raises Refused (400)."""
+    coding = framing.get(b"transfer-encoding")
+    value = framing.get(b"content-length")
+    if coding is not None:
+        if value is not None:
+            raise Refused(400, "Content-Length and Transfer-Encoding are given together.")
+        if coding.lower() != b"chunked":
+            raise Refused(400, "Only the transfer coding chunked is accepted.")
+        return None
+    if value is None:
+        return -1
+    # isdigit() of bytes is ASCII only; 18 digits stay below 2**63.
+    if not value.isdigit() or len(value) > 18:
+        raise Refused(400, "Content-Length is not a plain number.")
+    return int(value)
+
+
+def _asks_to_close(framing: Framing, headers: ReadHeaders) -> bool:
+    """Judge the Connection header: leave out the headers it names; whether it asks to close."""
+    value = framing.get(b"connection")
+    if value is None or value == b"keep-alive":
+        return False
+    options = {option.strip(b" \t") for option in value.lower().split(b",")}
+    named = options - _JUDGED - {b"close", b"keep-alive", b""}
+    if named:
+        headers.leave_out_named(named)
+    return b"close" in options
+
+
+def _expects_continue(framing: Framing) -> bool:
+    value = framing.get(b"expect")
+    if value is None:
+        return False
+    if value.lower() != b"100-continue":
+        raise Refused(417, "The only expectation known here is 100-continue.")
+    return True

@@ -81,7 +81,7 @@ class HttpServer:
             return
         self._listener.close()
         for connection in list(self.connections):
-            connection.close_if_idle()
+            connection.drain()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._until_empty()

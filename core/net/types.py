@@ -28,6 +28,7 @@ __all__ = [
     "ResponseTimeout",
     "ResponseTooLarge",
     "UpstreamRequest",
+    "WholeResponseListener",
 ]
 
 Headers = list[tuple[bytes, bytes]]
@@ -35,11 +36,13 @@ Headers = list[tuple[bytes, bytes]]
 Address = tuple[str, int]
 
 
-class RequestHead(msgspec.Struct, frozen=True):
+class RequestHead(msgspec.Struct, frozen=True, gc=False):
     """A request's head, framing already judged: a request that could be read in two ways never gets this far.
 
     `target` is in origin form as sent (``/path?query``); `host` is the Host header, lower-cased, with its port.
-    `content_length` is None where the body is chunked, 0 where there is none.
+    `headers` are the end-to-end ones, Host included: those that belong to the connection (RFC 9110, 7.6.1), those that
+    Connection names, Content-Length and Expect are taken out. Passed on as the same list they cost no encoding; to
+    change them, make a list of them. `content_length` is None where the body is chunked, 0 where there is none.
     """
 
     method: bytes
@@ -55,12 +58,14 @@ class Exchange(Protocol):
     """The server's side of one request: how a handler answers it."""
 
     def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
-        """Answer whole, in one write. Content-Length is added here. May come before the request's body has arrived:
-        what is left of it is read and dropped within limits, or the connection closed."""
+        """Answer whole, in one write. Content-Length is added here, framing headers in `headers` are left out. May come
+        before the request's body has arrived: what is left of it is read and dropped within limits, or the connection
+        closed. A header that cannot be put on a line becomes an answer 500."""
         ...
 
     def start(self, status: int, headers: Headers, content_length: int | None) -> None:
-        """Begin a streamed answer; None means chunked (close-delimited for HTTP/1.0). No hop-by-hop headers in it."""
+        """Begin a streamed answer; None means chunked (close-delimited for HTTP/1.0). To HEAD, `content_length` is told
+        and what is written is dropped."""
         ...
 
     def write(self, chunk: bytes) -> None:
@@ -76,14 +81,18 @@ class Exchange(Protocol):
         ...
 
     def pause(self) -> None:
-        """Stop reading the request's body (back-pressure from where it goes)."""
+        """Stop reading the request (back-pressure from where it goes): neither `body` nor `end` is called until
+        `resume`. May be called by the handler before it returns its sink; the client is not asked to continue then."""
         ...
 
-    def resume(self) -> None: ...
+    def resume(self) -> None:
+        """Go on; what was kept back comes in a later turn of the loop, never from within this call."""
+        ...
 
 
 class BodySink(Protocol):
-    """What a handler returns: the receiver of the rest of the request, and of what happens to the client."""
+    """What a handler returns: the receiver of the rest of the request, and of what happens to the client. After the
+    answer is complete it hears nothing more."""
 
     def body(self, chunk: bytes) -> None: ...
 
@@ -105,7 +114,7 @@ class BodySink(Protocol):
 Handler = Callable[[RequestHead, Exchange], BodySink]
 
 
-class Response(msgspec.Struct, frozen=True):
+class Response(msgspec.Struct, frozen=True, gc=False):
     """A whole answer to a request of ours."""
 
     status: int
@@ -129,8 +138,8 @@ class ConnectFailed(NetError):
 
 
 class ConnectionLost(NetError):
-    """The connection broke. `sent` tells whether any byte of the request left; `fresh` whether the connection was new
-    (a reused keep-alive connection that breaks before the answer's first byte was most likely closed by the peer)."""
+    """The connection broke. `sent` tells whether any byte of the request left. `fresh` is False only for a reused
+    keep-alive connection that broke before the answer's first byte: most likely the peer had closed it."""
 
     def __init__(self, message: str, *, sent: bool, fresh: bool) -> None:
         self.sent = sent
@@ -151,7 +160,10 @@ class ResponseInvalid(NetError):
 
 
 class ResponseListener(Protocol):
-    """The receiver of a streamed answer. Exactly one of `end` and `failed` is called, last."""
+    """The receiver of a streamed answer. Exactly one of `end` and `failed` is called, last.
+
+    One that also has the method of `WholeResponseListener` hears answers that came in one piece through that alone.
+    """
 
     def head(self, status: int, headers: Headers, content_length: int | None) -> None:
         """The answer's head; 1xx answers are not told. None means that the length is not known beforehand."""
@@ -165,6 +177,14 @@ class ResponseListener(Protocol):
 
     def writable(self, ready: bool) -> None:
         """The peer reads our request too slowly (False), or caught up again (True)."""
+        ...
+
+
+class WholeResponseListener(ResponseListener, Protocol):
+    """A listener that takes short answers in one call, which saves it two and the connection a write."""
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        """The whole answer, in place of `head`, `body` and `end`. Never called for an answer to HEAD."""
         ...
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from core.limits import MAX_HEAD_BYTES
 from core.net.framing import HEAD_END, ChunkedBody, Refused
-from core.net.types import ConnectionLost, NetError, ResponseInvalid, ResponseListener
-from core.net.wire import LAST_CHUNK, bodiless, chunk
+from core.net.types import ConnectionLost, Headers, NetError, ResponseInvalid, ResponseListener
+from core.net.wire import BODILESS, LAST_CHUNK, chunk
 
 if TYPE_CHECKING:
     from core.net.pool import Pool
@@ -27,6 +28,12 @@ _log = logging.getLogger(__name__)
 #: A request's unsent bytes at which its writer is told to stop, and at which to go on.
 MAX_UNSENT_BYTES = 256 * 1024
 _LOW_WATER = 64 * 1024
+
+#: A longer head is not remembered.
+MAX_KNOWN_HEAD_BYTES = 2048
+
+#: Bytes, status, headers, stated length (see ResponseHeads), keep-alive.
+_Head = tuple[bytes, int, Headers, int | None, bool]
 
 
 class _Phase(enum.IntEnum):
@@ -45,6 +52,7 @@ class Upstream:
 
     __slots__ = (
         "_chunked",
+        "_first",
         "_left",
         "_unsent",
         "_unsent_bytes",
@@ -55,6 +63,7 @@ class Upstream:
         "listener",
         "paused",
         "told_full",
+        "whole",
     )
 
     def __init__(
@@ -71,9 +80,14 @@ class Upstream:
         self.paused = False
         #: The listener was told that it writes faster than the peer reads.
         self.told_full = False
+        #: The listener takes answers that came in one piece by this.
+        self.whole: Callable[[int, Headers, bytes], None] | None = (
+            None if head_only else getattr(listener, "whole", None)
+        )
         self._chunked = content_length is None
         self._left = content_length or 0
-        self._unsent: list[bytes] = [first]
+        self._first = first
+        self._unsent: list[bytes] | None = None  # what was written before there was a connection
         self._unsent_bytes = 0
 
     # ---- the user
@@ -125,9 +139,11 @@ class Upstream:
         """A connection is there: send what waited for it."""
         self.connection = connection
         connection.take(self)
-        waited = self._unsent
-        connection.transport.write(waited[0] if len(waited) == 1 else b"".join(waited))
-        self._unsent = []
+        connection.transport.write(self._first)
+        self._first = b""
+        if self._unsent is not None:
+            connection.transport.writelines(self._unsent)
+            self._unsent = None
         if self.told_full and connection.writable:
             self.tell_writable(True)
 
@@ -153,6 +169,8 @@ class Upstream:
         if self.connection is not None:
             self.connection.transport.write(data)
             return
+        if self._unsent is None:
+            self._unsent = []
         self._unsent.append(data)
         self._unsent_bytes += len(data)
         if self._unsent_bytes > MAX_UNSENT_BYTES and not self.told_full:
@@ -169,6 +187,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_heads",
         "_held",
         "_keep_alive",
+        "_known",
         "_left",
         "_loop",
         "_phase",
@@ -194,6 +213,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._left = 0
         self._chunks = ChunkedBody()
         self._keep_alive = True
+        # The last head and what it was read as: a peer's next answer often begins with the same bytes.
+        self._known: _Head | None = None
         self._reading = True
         self.writable = True
         self.idle_since = 0.0
@@ -312,33 +333,51 @@ class UpstreamConnection(asyncio.Protocol):
         return at
 
     def _head(self, request: Upstream, data: bytes, at: int) -> int:
+        known = self._known
+        if known is not None and data.startswith(known[0], at):
+            self._begin(request, known, data, at + len(known[0]))
+            return self._at
         end = data.find(HEAD_END, at) + 4
         if end < 4:
             if len(data) - at > MAX_HEAD_BYTES:
                 raise Refused(502, f"its head is larger than {MAX_HEAD_BYTES} bytes.")
             return at
+        raw = data if at == 0 and end == len(data) else data[at:end]
         heads = self._heads
-        status = heads.read(data if at == 0 and end == len(data) else data[at:end])
+        status = heads.read(raw)
         if status < 200:
             if status == 101:
                 raise Refused(502, "it switches to a protocol that was not asked for.")
             return end
-        self._keep_alive = heads.keep_alive
-        length = 0 if request.head_only or bodiless(status) else heads.length
+        known = (raw, status, heads.headers, heads.length, heads.keep_alive)
+        if len(raw) <= MAX_KNOWN_HEAD_BYTES:
+            self._known = known
+        self._begin(request, known, data, end)
+        return self._at
+
+    def _begin(self, request: Upstream, head: _Head, data: bytes, at: int) -> None:
+        """The answer's head is read up to `at`: hand it over, with the body where all of it is there. Sets `_at`."""
+        _, status, headers, stated, self._keep_alive = head
+        length = 0 if request.head_only or status in BODILESS else stated
+        self._at = at
         if length is None:
             self._phase = _CHUNKED
             self._chunks = ChunkedBody()
         elif length < 0:
             self._phase = _UNTIL_CLOSE
             self._keep_alive = False
+        elif request.whole is not None and len(data) - at >= length:
+            end = self._at = at + length
+            self._free(request, reusable=end == len(data))
+            request.whole(status, headers, data[at:end])
+            return
         else:
             self._phase = _LENGTH
             self._left = length
-        stated = heads.length if request.head_only else length
-        request.listener.head(status, heads.headers, None if stated is None or stated < 0 else stated)
+        told = stated if request.head_only else length
+        request.listener.head(status, headers, None if told is None or told < 0 else told)
         if length == 0 and self._request is request:
-            self._finish(request, reusable=end == len(data))
-        return end
+            self._finish(request, reusable=at == len(data))
 
     def _body(self, request: Upstream, data: bytes, at: int) -> int:
         """One piece of the body."""
@@ -360,7 +399,11 @@ class UpstreamConnection(asyncio.Protocol):
         return at
 
     def _finish(self, request: Upstream, *, reusable: bool) -> None:
-        """The answer is complete. The connection goes back first, so that the listener finds it there."""
+        self._free(request, reusable=reusable)
+        request.listener.end()
+
+    def _free(self, request: Upstream, *, reusable: bool) -> None:
+        """The answer is complete. The connection goes back before the listener hears of it, which may want it."""
         self._request = None
         self._phase = _IDLE
         request.connection = None
@@ -370,7 +413,6 @@ class UpstreamConnection(asyncio.Protocol):
             self._pool.release(self)
         else:
             self.transport.close()
-        request.listener.end()
 
     def _fail(self, error: NetError) -> None:
         request = self._request
