@@ -258,7 +258,11 @@ def admit(resource: Resource, kind: Kind, old: Resource | None) -> Resource:
         if kind.namespaced:
             errors += broken_name(resource.meta.namespace, "metadata.namespace", label=True)
     defaulted = kind.default(resource)
-    errors += kind.validate(defaulted, old)
+    told = list(kind.validate(defaulted, old))
+    if any(error.path == "metadata.name" for error in told):
+        # The kind's own rule for names is the stricter one: one message about the name is enough.
+        errors = [error for error in errors if error.path != "metadata.name"]
+    errors += told
     if errors:
         raise invalid(kind, resource.meta.name, errors)
     size = len(encode(defaulted))

@@ -7,7 +7,7 @@ over applied fields without taking them, and the next apply puts them back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +18,7 @@ from penstock.apiserver.patches import json_equal
 __all__ = ["Applied", "Ownership", "apply"]
 
 Path = tuple[str, ...]
+Settle = Callable[[dict[str, Any]], dict[str, Any]]
 
 #: Members that say which resource is meant; nobody owns them.
 _IDENTITY: Final[frozenset[Path]] = frozenset(
@@ -27,10 +28,11 @@ _MISSING: Final = object()
 
 
 class Ownership(msgspec.Struct, frozen=True):
-    """A field that `manager` applied with another value than is wanted now."""
+    """A field that is wanted with another value than `manager` applied; `held` is its field that stands against it."""
 
     path: Path
     manager: str
+    held: Path
 
     @property
     def field(self) -> str:
@@ -44,62 +46,80 @@ class Applied(msgspec.Struct, frozen=True):
     conflicts: tuple[Ownership, ...] = ()
 
 
-def apply(live: dict[str, Any], wanted: dict[str, Any], *, manager: str, force: bool, now: float) -> Applied:
+def apply(
+    live: dict[str, Any], wanted: dict[str, Any], *, manager: str, force: bool, now: float, settle: Settle
+) -> Applied:
     """`wanted` merged into `live` ({} where there is nothing yet) on behalf of `manager`.
 
     Fields that this manager applied before and no longer names are removed unless another manager applied them too.
-    `force` takes fields away from other managers instead of conflicting. `now` is in seconds since the epoch.
+    `force` takes fields away from other managers instead of conflicting. `now` is in seconds since the epoch. `settle`
+    fills in defaults, so that what `wanted` leaves to them does not count as another value.
     """
-    meta = live.get("metadata") or {}
-    entries = list(meta.get("managedFields") or ())
-    mine = frozenset(_leaves(wanted)) - _IDENTITY
+    entries = list((live.get("metadata") or {}).get("managedFields") or ())
+    applied = [entry for entry in entries if _is_apply(entry)]
+    before = next((entry for entry in applied if entry["manager"] == manager), None)
     theirs = {
-        entry["manager"]: frozenset(_decode(entry["fieldsV1"]))
-        for entry in entries
-        if _is_apply(entry) and entry["manager"] != manager
+        entry["manager"]: frozenset(_decode(entry["fieldsV1"])) for entry in applied if entry["manager"] != manager
     }
-    conflicts = tuple(_conflicts(live, wanted, mine, theirs))
+    mine = frozenset(_leaves(wanted)) - _IDENTITY
+    held = frozenset(_decode(before["fieldsV1"])) if before else frozenset()
+    merged = settle(_merged(live, wanted, mine, held - mine, theirs))
+    changed = [path for path in sorted(mine) if not _same(_at(live, path), _at(merged, path))]
+    conflicts = tuple(
+        Ownership(path, other, one)
+        for path in changed
+        for other, owned in theirs.items()
+        for one in sorted(owned)
+        if _contends(path, one, live)
+    )
     if conflicts and not force:
         return Applied(live, conflicts)
-    before = next((entry for entry in entries if _is_apply(entry) and entry["manager"] == manager), None)
-    dropped = frozenset(_decode(before["fieldsV1"])) - mine if before else frozenset()
+    # An apply that changes nothing must store nothing, so its time stays as well.
+    same = before is not None and held == mine and json_equal(merged, live)
+    entry = before if same else _entry(manager, wanted, mine, now)
+    taken = {(conflict.manager, conflict.held) for conflict in conflicts}
+    others = [_less(one, taken) for one in entries if one is not before]
+    fields = [one for one in (*others, entry) if one is not None]
+    return Applied({**merged, "metadata": {**merged["metadata"], "managedFields": fields}})
+
+
+def _merged(
+    live: dict[str, Any],
+    wanted: dict[str, Any],
+    mine: frozenset[Path],
+    dropped: frozenset[Path],
+    theirs: dict[str, frozenset[Path]],
+) -> dict[str, Any]:
+    """`live` with the fields `mine` of `wanted` and without those `dropped` that nobody else applied."""
+    kept = [mine, *theirs.values()]
     merged = live
     for path in sorted(dropped):
-        if not any(_overlaps(path, kept) for owned in (mine, *theirs.values()) for kept in owned):
+        if not any(one[: len(path)] == path for owned in kept for one in owned):
             merged = _removed(merged, path)
     for path in mine:
         merged = _placed(merged, path, _at(wanted, path))
-    merged = {**merged, **{name: wanted[name] for name in ("apiVersion", "kind") if name in wanted}}
-    kept_entries = [_less(entry, {conflict.path for conflict in conflicts}) for entry in entries if entry is not before]
-    same = before is not None and frozenset(_decode(before["fieldsV1"])) == mine and json_equal(merged, live)
-    entry = before if before is not None and same else _entry(manager, wanted, mine, now)
-    fields = [found for found in kept_entries if found is not None] + [entry]
-    identity = {
-        name: value for name, value in (wanted.get("metadata") or {}).items() if ("metadata", name) in _IDENTITY
-    }
-    return Applied({**merged, "metadata": {**(merged.get("metadata") or {}), **identity, "managedFields": fields}})
+    named = {name: value for name, value in wanted["metadata"].items() if ("metadata", name) in _IDENTITY}
+    types: dict[str, Any] = {name: wanted[name] for name in ("apiVersion", "kind") if name in wanted}
+    return {**merged, **types, "metadata": {**(merged.get("metadata") or {}), **named}}
 
 
 def _is_apply(entry: dict[str, Any]) -> bool:
     return entry.get("operation") == "Apply" and isinstance(entry.get("fieldsV1"), dict)
 
 
-def _conflicts(
-    live: dict[str, Any], wanted: dict[str, Any], mine: frozenset[Path], theirs: dict[str, frozenset[Path]]
-) -> Iterable[Ownership]:
-    for path in sorted(mine):
-        held = _at(live, path)
-        if held is not _MISSING and json_equal(held, _at(wanted, path)):
-            continue
-        for manager, owned in theirs.items():
-            if any(_overlaps(path, other) for other in owned):
-                yield Ownership(path, manager)
+def _same(held: Any, wanted: Any) -> bool:
+    # An empty object asks for no more than that there is one.
+    return json_equal(held, wanted) or (isinstance(held, dict) and isinstance(wanted, dict))
 
 
-def _overlaps(one: Path, other: Path) -> bool:
-    """Whether the one field is the other, holds it, or lies in it."""
-    shorter = min(len(one), len(other))
-    return one[:shorter] == other[:shorter]
+def _contends(path: Path, held: Path, live: dict[str, Any]) -> bool:
+    """Whether a new value at `path` changes the field `held`: it is that field, holds it, or lies in it.
+
+    A field whose value is an object was applied empty: that there is one is all that its manager asked for.
+    """
+    if len(held) >= len(path):
+        return held[: len(path)] == path
+    return path[: len(held)] == held and not isinstance(_at(live, held), dict)
 
 
 def _leaves(value: Any, path: Path = ()) -> Iterable[Path]:
@@ -167,9 +187,9 @@ def _entry(manager: str, wanted: dict[str, Any], mine: frozenset[Path], now: flo
     }
 
 
-def _less(entry: dict[str, Any], taken: set[Path]) -> dict[str, Any] | None:
+def _less(entry: dict[str, Any], taken: set[tuple[str, Path]]) -> dict[str, Any] | None:
     """The entry of another manager without the fields that were taken by force; None where nothing is left."""
     if not taken or not _is_apply(entry):
         return entry
-    kept = [path for path in _decode(entry["fieldsV1"]) if not any(_overlaps(path, other) for other in taken)]
+    kept = [path for path in _decode(entry["fieldsV1"]) if (entry["manager"], path) not in taken]
     return {**entry, "fieldsV1": _encode(kept)} if kept else None

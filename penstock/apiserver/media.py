@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from core.errors import InvalidInput
+from penstock.apiserver import protobuf
 from penstock.apiserver.exchange import JSON
 from penstock.apiserver.statuses import Refused, Status, bad_request
 
@@ -22,7 +23,11 @@ FormName = Literal["", "Table", "PartialObjectMetadata", "PartialObjectMetadataL
 #: Nodes of one YAML document: more than fit in the largest resource as plain JSON, fewer than aliases can conjure up.
 _MAX_YAML_NODES: Final = 500_000
 
+#: What a parser says of a broken document is cut here: it may quote all of it.
+_MAX_EXPLANATION: Final = 500
+
 _YAML_TYPES: Final = ("application/yaml", "application/x-yaml", "text/yaml", "text/x-yaml")
+BODY_TYPES: Final = (JSON, *_YAML_TYPES, protobuf.MEDIA_TYPE)
 
 
 class Form(msgspec.Struct, frozen=True):
@@ -72,11 +77,16 @@ def accepted_form(header: str) -> Form:
     raise Refused(Status.failure(406, message))
 
 
-def decode_body(content_type: str, body: bytes, *, allowed: tuple[str, ...] = (JSON, *_YAML_TYPES)) -> Any:
+def decode_body(content_type: str, body: bytes, *, allowed: tuple[str, ...] = BODY_TYPES) -> Any:
     """The document of a body. No Content-Type means JSON. Raises Refused (415 for the type, 400 for the text)."""
     kind = media_type(content_type) or JSON
     if kind not in allowed:
         raise Refused(Status.failure(415, unsupported(kind, allowed)))
+    if kind == protobuf.MEDIA_TYPE:
+        try:
+            return protobuf.decode_protobuf(body)
+        except InvalidInput as error:
+            raise bad_request(str(error)) from error
     if kind in _YAML_TYPES:
         try:
             return load_yaml(body)
@@ -104,21 +114,20 @@ def load_yaml(text: bytes) -> Any:
     """The one document of `text` as its JSON would be. Raises InvalidInput with line and column."""
     import yaml  # noqa: PLC0415 - 15 ms that only a client which sends YAML should cost
 
-    from penstock.apiserver.yaml_loader import JsonLoader  # noqa: PLC0415 - imports yaml
+    from penstock.apiserver.yaml_loader import JsonLoader, check_depth  # noqa: PLC0415 - imports yaml
 
     try:
+        check_depth(text)
         document = yaml.load(text, JsonLoader)  # noqa: S506 - JsonLoader is a SafeLoader
     except yaml.YAMLError as error:
         raise InvalidInput(f"The request body is not YAML: {_on_one_line(str(error))}.") from error
-    except RecursionError as error:
-        raise InvalidInput("The request body is nested too deeply.") from error
     except ValueError as error:
         raise InvalidInput(f"The request body is not YAML: {error}.") from error
     return _JsonView().of(document)
 
 
 def _on_one_line(text: str) -> str:
-    return " ".join(text.split())
+    return " ".join(text.split())[:_MAX_EXPLANATION]
 
 
 class _JsonView:

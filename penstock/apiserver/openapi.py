@@ -68,11 +68,15 @@ class OpenApi:
 
     def _index(self) -> dict[str, Any]:
         paths = sorted({_group_path(kind) for kind in self._kinds})
-        # kubectl keeps a document for ever under its URL, so the URL changes with the version.
+        # A client may keep a document for ever under its URL, so the URL changes with the version.
         return {"paths": {path: {"serverRelativeURL": f"/openapi/v3/{path}?hash={__version__}"} for path in paths}}
 
     def _v2(self) -> dict[str, Any]:
-        schemas = _schemas([kind for kind in self._kinds if kind.spec_type is not None], _V2_PREFIX)
+        schemas = _schemas(list(self._kinds), _V2_PREFIX)
+        for kind in self._kinds:
+            if kind.spec_type is None:
+                # A v2 client checks against the properties that it is told; with none it takes any.
+                del schemas[_schema_name(kind)]["properties"]
         return {"swagger": "2.0", "info": _info(), "paths": {}, "definitions": schemas}
 
 

@@ -62,6 +62,8 @@ class RestApi:
             answer = status_reply(error.status, error.headers)
         except PenstockError as error:
             answer = status_reply(status_of(error))
+        except RecursionError:
+            answer = status_reply(Status.failure(400, "The document is nested too deeply."))
         if isinstance(answer, Reply):
             self._counters.count(method, answer.code)
             await send_reply(answer, send, head_only=method == "HEAD")

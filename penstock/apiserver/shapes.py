@@ -139,7 +139,9 @@ def _rule(message: str, expected: Any) -> str:
     match = _EXPECTED.match(message)
     if match is None:
         return message
-    wanted = " or ".join(_WORDS.get(word, word) for word in match["wanted"].split(" | "))
+    # That null is taken too is no help to somebody who wrote something else.
+    words = [word for word in match["wanted"].split(" | ") if word != "null"]
+    wanted = " or ".join(_WORDS.get(word, word) for word in words)
     got = match["got"]
     tail = f", not {_WORDS.get(got, got)}" if got else ""
     return f"must be {wanted}{match['limit'] or ''}{tail}"

@@ -112,14 +112,14 @@ class Writing:
 
     async def update(self, target: Target, request: ApiRequest) -> Reply:
         document = decode_body(request.content_type, request.body)
-        return await self._rewrite(target, request, lambda _: document)
+        return _written(*await self._rewrite(target, request, lambda _: document))
 
     async def patch(self, target: Target, request: ApiRequest) -> Reply:
         form = media_type(request.content_type)
         if form == _APPLY:
             return await self._apply(target, request)
         change = self._patch_of(target.kind, form, request.body)
-        return await self._rewrite(target, request, change)
+        return _written(*await self._rewrite(target, request, change))
 
     def _patch_of(self, kind: Kind, form: str, body: bytes) -> Change:
         native = is_native(kind.ref)
@@ -136,7 +136,7 @@ class Writing:
         hint = "" if native or form != _STRATEGIC else f" (strategic merge is not for custom kinds; use {_MERGE_PATCH})"
         raise Refused(Status.failure(415, unsupported(form or JSON, allowed) + hint))
 
-    async def _rewrite(self, target: Target, request: ApiRequest, change: Change) -> Reply:
+    async def _rewrite(self, target: Target, request: ApiRequest, change: Change) -> tuple[Resource, tuple[str, ...]]:
         """Store `change` of what is stored; again on the newer state where somebody else wrote in between."""
         kind, policy, dry = target.kind, _policy(request), dry_run(request)
         for _ in range(MAX_TRIES):
@@ -148,10 +148,9 @@ class Writing:
                 raise Refused(Status.failure(422, str(error), details=details)) from error
             reading = admission.read_resource(document, kind, Place(old.meta.namespace, old.meta.name), policy)
             try:
-                written = await self._replace(target, reading.resource, old, dry)
+                return await self._replace(target, reading.resource, old, dry), reading.warnings
             except Conflict:
                 continue
-            return _written(written, reading.warnings)
         raise object_conflict(kind, target.name or "", "others kept changing it; please try again")
 
     async def _replace(self, target: Target, given: Resource, old: Resource, dry: bool) -> Resource:
@@ -172,25 +171,33 @@ class Writing:
         if not manager:
             raise bad_request("fieldManager is required for apply: it names whose fields these are.")
         wanted = self._applied_document(kind, request.body)
-        force = request.flag("force")
+        force, policy = request.flag("force"), _policy(request)
+        place = Place(target.namespace or "", target.name)
+        warnings: list[str] = []
+
+        def settle(merged: dict[str, Any]) -> dict[str, Any]:
+            reading = admission.read_resource(merged, kind, place, policy)
+            warnings[:] = reading.warnings
+            return kind.default(reading.resource).to_dict()
 
         def change(live: dict[str, Any]) -> dict[str, Any]:
-            applied = apply(live, wanted, manager=manager, force=force, now=self._clock.now())
+            now = self._clock.now()
+            applied = apply(live, wanted, manager=manager, force=force, now=now, settle=settle)
             if applied.conflicts:
                 raise _apply_conflict(applied.conflicts)
             return applied.document
 
         try:
-            return await self._rewrite(target, request, change)
+            written, _ = await self._rewrite(target, request, change)
+            return _written(written, tuple(warnings))
         except Refused as error:
             if error.status.code != 404:
                 raise
         document = change({})
-        place = Place(target.namespace or "", target.name)
-        reading = admission.read_resource(document, kind, place, _policy(request))
+        reading = admission.read_resource(document, kind, place, policy)
         fresh = admission.for_create(reading.resource, kind)
         fresh = fresh.with_meta(managed_fields=reading.resource.meta.managed_fields)
-        return _written(await self._create(kind, fresh, dry_run(request)), reading.warnings, 201)
+        return _written(await self._create(kind, fresh, dry_run(request)), tuple(warnings), 201)
 
     @staticmethod
     def _applied_document(kind: Kind, body: bytes) -> dict[str, Any]:
@@ -200,10 +207,12 @@ class Writing:
             raise bad_request(str(error)) from error
         if not isinstance(document, dict):
             raise bad_request(f"The body must be one {kind.ref.kind} as an object.")
-        meta = document.get("metadata")
-        if isinstance(meta, dict) and meta.get("managedFields"):
+        meta = document.get("metadata") or {}
+        if not isinstance(meta, dict):
+            raise bad_request("metadata must be an object.")
+        if meta.get("managedFields"):
             raise bad_request("metadata.managedFields must not be set in an applied configuration.")
-        return document
+        return {**document, "metadata": meta}
 
 
 def _apply_conflict(conflicts: Any) -> Refused:

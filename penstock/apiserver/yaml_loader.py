@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-__all__ = ["JsonLoader"]
+__all__ = ["JsonLoader", "check_depth"]
 
 if TYPE_CHECKING:
     from yaml import SafeLoader as _Base
 else:
     # PyYAML may have been built without libyaml: the same result, slower.
     _Base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+#: How deep lists and mappings may lie in each other. libyaml's composer recurses on the C stack, which ends the process
+#: where it overflows; people write less than twenty levels.
+MAX_DEPTH: Final = 100
+
+
+def check_depth(text: bytes) -> None:
+    """Raises YAMLError where `text` is nested deeper than MAX_DEPTH. Goes through events, which need no recursion."""
+    depth = 0
+    for event in yaml.parse(text, _Base):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise yaml.YAMLError(f"it is nested deeper than {MAX_DEPTH} levels")
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
 
 
 class JsonLoader(_Base):
