@@ -1,0 +1,131 @@
+"""The fake: instances that exist only on the event loop. For tests of what stands on the port."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+
+from msgspec.structs import replace
+
+from serving.instances.port import FOLLOWS, CannotRun, Instance, InstanceSpec, Listener, LogLine, Phase
+
+__all__ = ["MemoryInstances"]
+
+
+class MemoryInstances:
+    """Instances become ready `start_s` seconds after they are made, and take `drain_s` to stop.
+
+    `restart_s` is the pause before a crashed one is started again.
+    """
+
+    def __init__(self, *, start_s: float = 0.0, drain_s: float = 0.0, restart_s: float = 1.0) -> None:
+        self.start_s = start_s
+        self._drain_s = drain_s
+        self._restart_s = restart_s
+        self._instances: dict[str, Instance] = {}
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._listeners: list[Listener] = []
+        self._logs: dict[tuple[str, str], list[LogLine]] = {}
+        self._written = asyncio.Condition()
+        self._numbers = itertools.count(1)
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """Those that are not gone."""
+        return tuple(self._instances.values())
+
+    def watch(self, listener: Listener) -> None:
+        self._listeners.append(listener)
+        for instance in self._instances.values():
+            listener(instance)
+
+    async def make(self, spec: InstanceSpec, count: int) -> tuple[str, ...]:
+        if not spec.source:
+            raise CannotRun("ImageNotMapped", f"Nothing says what the image {spec.image} is on this machine.")
+        made = []
+        for _ in range(count):
+            number = next(self._numbers)
+            name = f"{spec.revision}-{number:05d}"
+            self._instances[name] = Instance(
+                name=name, namespace=spec.namespace, revision=spec.revision, phase="starting"
+            )
+            self._tell(self._instances[name])
+            self._after(self.start_s, name, "ready")
+            made.append(name)
+        return tuple(made)
+
+    async def stop(self, name: str) -> None:
+        if name not in self._instances:
+            return
+        self._cancel(name)
+        if self._instances[name].phase != "draining":
+            self._move(name, "draining")
+        await asyncio.sleep(self._drain_s)
+        if name in self._instances:
+            self._move(name, "gone")
+
+    async def log(self, namespace: str, revision: str, *, tail: int | None, follow: bool) -> AsyncIterator[LogLine]:
+        lines = self._logs.setdefault((namespace, revision), [])
+        position = 0 if tail is None else max(0, len(lines) - tail)
+        while True:
+            while position < len(lines):
+                yield lines[position]
+                position += 1
+            if not follow:
+                return
+            async with self._written:
+                while len(lines) == position:
+                    await self._written.wait()
+
+    # What a test does to the instances.
+
+    def crash(self, name: str, *, exit_code: int = 1, message: str = "it crashed") -> None:
+        """The instance's process ends by itself."""
+        self._cancel(name)
+        instance = self._instances[name]
+        self._instances[name] = replace(instance, restarts=instance.restarts + 1)
+        self._move(name, "waiting", reason=f"ExitCode{exit_code}", message=message)
+        self._after(self._restart_s, name, "starting")
+
+    async def write(self, name: str, text: str) -> None:
+        """The instance writes a line."""
+        instance = self._instances[name]
+        self._logs.setdefault((instance.namespace, instance.revision), []).append(LogLine(name, text))
+        async with self._written:
+            self._written.notify_all()
+
+    def close(self) -> None:
+        """Forget every timer."""
+        for name in list(self._timers):
+            self._cancel(name)
+
+    def _after(self, seconds: float, name: str, phase: Phase) -> None:
+        loop = asyncio.get_running_loop()
+        self._timers[name] = loop.call_later(seconds, self._step, name, phase)
+
+    def _step(self, name: str, phase: Phase) -> None:
+        self._timers.pop(name, None)
+        self._move(name, phase)
+        if phase == "starting":
+            self._after(self.start_s, name, "ready")
+
+    def _cancel(self, name: str) -> None:
+        timer = self._timers.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _move(self, name: str, phase: Phase, *, reason: str = "", message: str = "") -> None:
+        instance = self._instances[name]
+        assert phase in FOLLOWS[instance.phase], f"{phase} cannot follow {instance.phase}"  # noqa: S101 - a fake
+        address = ("127.0.0.1", 40_000 + int(name[-5:])) if phase in ("ready", "draining") else None
+        moved = replace(instance, phase=phase, address=address, reason=reason, message=message)
+        if phase == "gone":
+            del self._instances[name]
+        else:
+            self._instances[name] = moved
+        self._tell(moved)
+
+    def _tell(self, instance: Instance) -> None:
+        for listener in self._listeners:
+            listener(instance)
