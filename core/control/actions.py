@@ -49,18 +49,18 @@ def _union(held: tuple[str, ...], wanted: tuple[str, ...]) -> tuple[str, ...]:
 class Execution:
     """One Outcome being carried out for one resource.
 
-    `written` is, per kind, the version that a cache must have seen to know of these writes, of the newer state that a
-    Conflict came from, too.
+    `written` is, per followed kind, the version that the cache must have seen to know of these writes, and of the newer
+    state that a Conflict came from.
     """
 
-    __slots__ = ("_latest", "_resource", "_store", "_view", "followed", "written")
+    __slots__ = ("_followed", "_latest", "_resource", "_store", "_view", "written")
 
     def __init__(self, store: ResourceStore, view: View, followed: Collection[KindRef], resource: Resource) -> None:
         self._store = store
         self._view = view
         self._resource = resource
         self._latest: dict[Key, Resource | None] = {resource.key: resource}
-        self.followed = followed
+        self._followed = followed
         self.written: dict[KindRef, int] = {}
 
     async def carry_out(self, outcome: Outcome) -> None:
@@ -136,7 +136,7 @@ class Execution:
     async def _current(self, key: Key) -> Resource | None:
         if key in self._latest:
             return self._latest[key]
-        if key.kind in self.followed:
+        if key.kind in self._followed:
             return self._view.get(key)
         try:
             return await self._store.get(key)
@@ -152,6 +152,8 @@ class Execution:
 
     def _wrote(self, resource: Resource) -> None:
         self._latest[resource.key] = resource
+        if resource.ref not in self._followed:
+            return
         version = int(resource.meta.resource_version)
         self.written[resource.ref] = max(version, self.written.get(resource.ref, 0))
 
