@@ -1,0 +1,54 @@
+"""The gateway process: every request to a function goes through it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from core.control.rest import RestStore
+from core.net.client import Client
+from core.net.server import HttpServer
+from core.resources.builtin import KINDS as BUILTIN_KINDS
+from core.telemetry import Metrics
+from penstock.standalone.process import run_process
+from penstock.standalone.settings import Settings
+from serving.node import CLIENT_LIMITS, GatewayNode
+from serving.resources import KINDS as SERVING_KINDS
+
+__all__ = ["compose"]
+
+#: There is one gateway on one machine; in a cluster each has its pod's name.
+GATEWAY_ID = "standalone"
+
+
+@asynccontextmanager
+async def compose(settings: Settings) -> AsyncIterator[None]:
+    """The gateway and its admin listener, serving; on leaving, drained and closed."""
+    metrics = Metrics()
+    client = Client(limits=CLIENT_LIMITS)
+    node = GatewayNode(
+        store=RestStore(client, settings.api.address, (*BUILTIN_KINDS, *SERVING_KINDS)),
+        client=client,
+        control_address=settings.api.address,
+        broker_address=settings.broker.address,
+        gateway_id=GATEWAY_ID,
+        metrics=metrics,
+        rng=random.Random(),  # noqa: S311 - traffic splitting, not a secret
+    )
+    server = HttpServer(node.handler)
+    admin = HttpServer(node.admin_handler)
+    await node.start()
+    await server.start(settings.gateway.socket())
+    await admin.start(settings.admin.socket())
+    try:
+        yield
+    finally:
+        await server.drain(settings.drain_s)
+        await node.drain(settings.drain_s)
+        await admin.drain(0)
+        await client.close()
+
+
+if __name__ == "__main__":
+    run_process(compose)
