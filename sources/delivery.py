@@ -15,7 +15,7 @@ from core.errors import InvalidInput
 from core.events import CloudEvent, to_binary
 from core.limits import MAX_REPLY_BYTES
 from core.net.names import Names, Target
-from core.net.types import Address, Headers, NetError, Response, ResponseTooLarge
+from core.net.types import Address, Headers, NetError, Response
 from core.telemetry import Counter, Metrics
 from sources.port import Refused
 
@@ -78,9 +78,6 @@ Decision = Accepted | Reject | RetryIn
 
 def decide(outcome: Response | NetError, attempt: int, rng: random.Random) -> Decision:
     """What follows from attempt number `attempt` (from 1)."""
-    if isinstance(outcome, ResponseTooLarge):
-        # The answer's head said 2xx or not, we cannot tell; what matters is that the sink has read and answered.
-        return Accepted()
     pause_s = RETRY_BACKOFF.delay_s(attempt, rng)
     if isinstance(outcome, NetError):
         return RetryIn(pause_s, str(outcome))

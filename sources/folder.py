@@ -108,58 +108,112 @@ class FolderSource:
         self._selection = selection
         self._path = path
         self._create = create
-        self._candidates: dict[str, Hint] = {}
-        self._folders_to_list: set[str] = set()
-        self._relist = True
-        self._lost = False
-        self._listed_at = 0.0
-        self._wake = asyncio.Event()
-        self._unsure: dict[str, _Unsure] = {}
-        self._complained: set[str] = set()
-        # Keys whose event is under way, with the hint to look again for once it is through.
-        self._emitting: dict[str, Hint | None] = {}
-        self._slots = asyncio.Semaphore(MAX_EMITTING)
 
     async def run(self, emit: Emit) -> None:
         """Tell of uploads until cancelled; a folder that is missing is waited for."""
-        async with asyncio.TaskGroup() as emitting:
+        async with asyncio.TaskGroup() as tasks:
+            teller = _Teller(self._context, self._bucket, emit, tasks)
+            folder = _Folder(self._context, self._selection, self._path, teller)
+            teller.again = folder.add
             while True:
                 try:
                     expected = await asyncio.to_thread(_prepare, self._path, self._create)
-                    await self._follow(expected, emitting, emit)
+                    await folder.follow(expected)
                 except FolderGone as error:
                     reason = f"{self._path}: {error.strerror}. Create the folder, or correct spec.store.folder.path."
                     self._context.trouble("FolderMissing", reason)
                 await asyncio.sleep(MISSING_S)
 
-    async def _follow(self, expected: tuple[int, int], emitting: asyncio.TaskGroup, emit: Emit) -> None:
+
+class _Teller:
+    """Emits objects' events, a bounded number at once and one a key, each marked once the sink has accepted it."""
+
+    def __init__(self, context: SourceContext, bucket: Bucket, emit: Emit, tasks: asyncio.TaskGroup) -> None:
+        self._context = context
+        self._bucket = bucket
+        self._emit = emit
+        self._tasks = tasks
+        self._slots = asyncio.Semaphore(MAX_EMITTING)
+        # Keys whose event is under way, with the strongest hint to look at them again that came meanwhile.
+        self._under_way: dict[str, Hint | None] = {}
+        #: Called for those once their event is through.
+        self.again: Callable[[str, Hint], None] | None = None
+
+    def busy(self, key: str) -> bool:
+        """Whether this key's event is under way."""
+        return key in self._under_way
+
+    def look_again(self, key: str, hint: Hint) -> None:
+        """Make this key, whose event is under way, a candidate again once the event is through."""
+        self._under_way[key] = max(hint, self._under_way[key] or hint)
+
+    async def tell(self, key: str, version: FileVersion) -> None:
+        """Start to emit; returns when there is room for it to be under way."""
+        await self._slots.acquire()
+        self._under_way[key] = None
+        self._tasks.create_task(self._tell(key, version))
+
+    async def _tell(self, key: str, version: FileVersion) -> None:
+        found = StoredObject(key=key, size=version.size, etag=version.etag, appeared_s=version.changed_ns / 1e9)
+        try:
+            try:
+                await self._emit(object_created(self._bucket, found))
+            except Refused as error:
+                # Waiting would not help, and telling it again at each start neither: it counts as told.
+                facts = {"source": self._context.name, "key": key, "status": error.status, "reason": str(error)}
+                _log.error("the sink refused an object's event; it is not sent again", extra={"facts": facts})
+            await self._context.marks.write({key: version.etag})
+        finally:
+            self._slots.release()
+            hint = self._under_way.pop(key)
+            if hint is not None and self.again is not None:
+                self.again(key, hint)
+
+
+class _Folder:
+    """What is known of the folder, and what has to be looked at."""
+
+    def __init__(self, context: SourceContext, selection: Selection, path: str, teller: _Teller) -> None:
+        self._context = context
+        self._selection = selection
+        self._path = path
+        self._teller = teller
+        self._watches = _Watches(path, self._heard)
+        self._candidates: dict[str, Hint] = {}
+        self._folders_to_list: set[str] = set()
+        self._relist = True
+        self._listed_at = 0.0
+        self._lost = False
+        self._wake = asyncio.Event()
+        self._unsure: dict[str, _Unsure] = {}
+        self._complained: set[str] = set()
+
+    async def follow(self, expected: tuple[int, int]) -> None:
         """One stretch with the folder in place. Raises FolderGone at its end."""
-        watches = _Watches(self._path, self._heard)
         self._candidates.clear()
         self._relist, self._lost = True, False
+        self._watches.open()
         try:
-            watches.add("")
+            self._watches.add("")
             self._context.ready()
             while True:
-                await self._catch_up(expected, watches, emitting, emit)
-                await self._wait(POLL_S if watches.incomplete else RELIST_S)
+                await self._catch_up(expected)
+                await self._wait(POLL_S if self._watches.incomplete else RELIST_S)
         finally:
-            watches.close()
+            self._watches.close()
 
-    async def _catch_up(
-        self, expected: tuple[int, int], watches: _Watches, emitting: asyncio.TaskGroup, emit: Emit
-    ) -> None:
+    async def _catch_up(self, expected: tuple[int, int]) -> None:
         """Deal with everything that is known to have happened."""
         if self._relist:
             self._relist = False
             self._folders_to_list.clear()
             self._listed_at = asyncio.get_running_loop().time()
-            watches.incomplete = False
-            await self._list("", watches, emitting, emit)
+            self._watches.incomplete = False
+            await self._list("")
             await self._forget_missing(expected)
         while self._folders_to_list:
-            await self._list(self._folders_to_list.pop(), watches, emitting, emit)
-        await self._drain(emitting, emit)
+            await self._list(self._folders_to_list.pop())
+        await self._drain()
 
     async def _wait(self, list_every_s: float) -> None:
         """Until something happened, a second look is due, or it is time to list again."""
@@ -174,7 +228,7 @@ class FolderSource:
         for key, unsure in self._unsure.items():
             if now - unsure.since_s < QUIET_S:
                 break  # the rest was seen later
-            self._add(key, Hint.LISTED)
+            self.add(key, Hint.LISTED)
 
     # What happens in the folder: called by the event loop, never waits, never raises.
 
@@ -187,10 +241,11 @@ class FolderSource:
         elif happening.is_folder:
             self._add_folder(f"{folder}{happening.name}/", left=happening.left)
         elif happening.name:
-            self._add(folder + happening.name, _hint(happening))
+            self.add(folder + happening.name, _hint(happening))
         self._wake.set()
 
-    def _add(self, key: str, hint: Hint) -> None:
+    def add(self, key: str, hint: Hint) -> None:
+        """Have a key looked at."""
         if not self._selection.has(key):
             return
         held = self._candidates.get(key)
@@ -210,9 +265,10 @@ class FolderSource:
 
     # Candidates: batch by batch, with back-pressure from the sink.
 
-    async def _list(self, start: str, watches: _Watches, emitting: asyncio.TaskGroup, emit: Emit) -> None:
+    async def _list(self, start: str) -> None:
+        """Make candidates of everything in a folder, with its key's slash, and below it."""
         lister = Lister(self._path, self._selection, start)
-        watches.add(start)
+        self._watches.add(start)
         try:
             done = False
             while not done:
@@ -220,40 +276,42 @@ class FolderSource:
                 for key, reason in step.problems:
                     self._complain(key, reason)
                 if step.folder is not None:
-                    watches.add(step.folder)
-                await self._settle(dict.fromkeys(step.keys, Hint.LISTED), emitting, emit)
-                await self._drain(emitting, emit)
+                    self._watches.add(step.folder)
+                await self._settle(dict.fromkeys(step.keys, Hint.LISTED))
+                await self._drain()
                 done = step.done
         finally:
             lister.close()
 
-    async def _drain(self, emitting: asyncio.TaskGroup, emit: Emit) -> None:
+    async def _drain(self) -> None:
         """What is waiting now; what comes meanwhile has its turn later, so that a listing gets on."""
         self._wake.clear()
         left = len(self._candidates)
         while left > 0 and self._candidates:
             batch = {key: self._candidates.pop(key) for key in list(islice(self._candidates, BATCH))}
             left -= len(batch)
-            await self._settle(batch, emitting, emit)
+            await self._settle(batch)
         if self._lost:
             raise FolderGone(None, "was deleted or moved away", self._path)
 
-    async def _settle(self, batch: Mapping[str, Hint], emitting: asyncio.TaskGroup, emit: Emit) -> None:
-        """Look at a batch of candidates, and start to emit those that are new."""
-        for key in batch.keys() & self._emitting.keys():
-            self._emitting[key] = max(batch[key], self._emitting[key] or Hint.TOUCHED)
-        keys = [key for key in batch if key not in self._emitting]
+    async def _settle(self, batch: Mapping[str, Hint]) -> None:
+        """Look at a batch of candidates, and start to tell those that are new."""
+        for key in filter(self._teller.busy, batch):
+            self._teller.look_again(key, batch[key])
+        keys = [key for key in batch if not self._teller.busy(key)]
         if not keys:
             return
         sights = await asyncio.to_thread(_look_all, self._path, keys)
+        # The kernel says that a writer closed a file before it lets go of it: where the look found the file complete,
+        # its closing has been heard of by now. Then that, not this, is what tells it, and it is told once.
+        self._watches.hear()
         marks = await self._context.marks.read(keys)
         changed: dict[str, str | None] = {}
         for key, sight in zip(keys, sights, strict=True):
             verdict = decide(batch[key], sight, marks.get(key), quiet_s=self._quiet_s(key, sight.version))
             if verdict is Verdict.TELL and sight.version is not None:
-                await self._slots.acquire()
-                self._emitting[key] = None
-                emitting.create_task(self._tell(key, sight.version, emit))
+                if batch[key] is Hint.WRITTEN or self._candidates.get(key) is not Hint.WRITTEN:
+                    await self._teller.tell(key, sight.version)
             elif verdict is Verdict.NOTE and sight.version is not None:
                 changed[key] = sight.version.etag
             elif verdict is Verdict.FORGET:
@@ -261,22 +319,6 @@ class FolderSource:
             else:
                 self._leave(key, sight, verdict)
         await self._context.marks.write(changed)
-
-    async def _tell(self, key: str, version: FileVersion, emit: Emit) -> None:
-        found = StoredObject(key=key, size=version.size, etag=version.etag, appeared_s=version.changed_ns / 1e9)
-        try:
-            try:
-                await emit(object_created(self._bucket, found))
-            except Refused as error:
-                # Waiting would not help, and telling it again at each start neither: it counts as told.
-                facts = {"source": self._context.name, "key": key, "status": error.status, "reason": str(error)}
-                _log.error("the sink refused an object's event; it is not sent again", extra={"facts": facts})
-            await self._context.marks.write({key: version.etag})
-        finally:
-            self._slots.release()
-            again = self._emitting.pop(key)
-            if again is not None:
-                self._add(key, again)
 
     def _quiet_s(self, key: str, version: FileVersion | None) -> float:
         """For how long the file is known not to have changed."""
@@ -312,7 +354,7 @@ class FolderSource:
         while keys := await self._context.marks.page(after, BATCH):
             after = keys[-1]
             gone = await asyncio.to_thread(missing, self._path, expected, keys)
-            await self._context.marks.write({key: None for key in gone if key not in self._emitting})
+            await self._context.marks.write({key: None for key in gone if not self._teller.busy(key)})
 
 
 #: Told of each happening with the key of the folder where it happened, None where that is not watched any more.
@@ -326,13 +368,27 @@ class _Watches:
         self._root = root
         self._heard = heard
         self._folders: dict[int, str] = {}
-        self.incomplete = False
+        self._inotify: Inotify | None = None
         self._warned = False
+        self.incomplete = False
+
+    def open(self) -> None:
+        """Start without any watch."""
         try:
-            self._inotify: Inotify | None = Inotify(self._happened)
+            self._inotify = Inotify(self._happened)
         except OSError as error:
-            self._inotify = None
             self._limited(error)
+
+    def close(self) -> None:
+        self._folders.clear()
+        if self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None
+
+    def hear(self) -> None:
+        """Pass on what has happened up to now, without waiting for the event loop to come to it."""
+        if self._inotify is not None:
+            self._inotify.hear()
 
     def add(self, folder: str) -> None:
         """Watch one folder, by its key with its slash. One that vanished is passed over."""
@@ -348,10 +404,6 @@ class _Watches:
             return
         # A folder that moved while events were lost keeps its number; the listing that follows gives its new name here.
         self._folders[watch] = folder
-
-    def close(self) -> None:
-        if self._inotify is not None:
-            self._inotify.close()
 
     def _happened(self, happening: Happening) -> None:
         folder = self._folders.get(happening.watch)

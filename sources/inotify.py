@@ -120,13 +120,19 @@ class Inotify:
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
 
-    def _read(self) -> None:
+    def hear(self) -> None:
+        """Tell of everything that has happened up to now, without waiting for the event loop to come to it."""
+        while self._read():
+            pass
+
+    def _read(self) -> bool:
         try:
             held = os.read(self._fd, _READ_BYTES)
         except BlockingIOError:
-            return
+            return False
         for happening in _parse(held):
             self._heard(happening)
+        return True
 
     @staticmethod
     def _checked(result: int) -> int:
