@@ -1,0 +1,46 @@
+"""The delivery ledger: what happened to each event for each Trigger, which is what ``explain`` reads.
+
+That an event was accepted, and which event it replies to, stands in the log itself; the ledger holds the attempts.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, Protocol
+
+import msgspec
+
+__all__ = ["FINAL", "OUTCOMES", "UNDELIVERED", "Attempt", "Ledger", "OutcomeName"]
+
+OutcomeName = Literal["delivered", "retrying", "dead-lettered", "dropped", "dead", "corrupt"]
+
+#: What an attempt led to, in the order of their stored numbers: only ever append.
+#: delivered: the subscriber has it · retrying: another attempt follows · dead-lettered: the dead-letter sink has it ·
+#: dropped: given up, and there is no dead-letter sink · dead: the dead-letter sink would not take it either ·
+#: corrupt: the stored bytes are not what was written, so nobody got it.
+OUTCOMES: Final[tuple[OutcomeName, ...]] = ("delivered", "retrying", "dead-lettered", "dropped", "dead", "corrupt")
+FINAL: Final = frozenset(OUTCOMES) - {"retrying"}
+#: Kept longer than the rest, so that they can be looked at.
+UNDELIVERED: Final = frozenset({"dropped", "dead", "corrupt"})
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One attempt to deliver the event at position `seq` for the subscription `uid` (the Trigger's).
+
+    `at` is when it began (seconds since the epoch), `number` counts from 1, `status` is the answer's or 0 where there
+    was none, `latency_s` from sending to the answer's end. `reason` says in words what went wrong.
+    """
+
+    seq: int
+    uid: str
+    at: float
+    number: int
+    status: int
+    latency_s: float
+    outcome: OutcomeName
+    reason: str | None = None
+
+
+class Ledger(Protocol):
+    """Where attempts are written. A row is durable at the log's next commit; it never delays a delivery."""
+
+    def note(self, attempt: Attempt) -> None: ...

@@ -1,0 +1,215 @@
+"""The EventLog port: durable append, read from a position, positions per subscription, seek by time, retention.
+
+Every adapter (SQLite, the in-memory fake) passes `tests/conformance/event_log.py`. What is called for every event is
+callbacks on the event loop's thread and makes no task; what is called now and then is a coroutine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol
+
+import msgspec
+
+from core.errors import PenstockError, Unavailable
+from core.events import CloudEvent, from_http
+
+__all__ = [
+    "MAX_PENDING_BYTES",
+    "MAX_PENDING_EVENTS",
+    "Appended",
+    "Entry",
+    "EventLog",
+    "LogFull",
+    "Page",
+    "Position",
+    "Record",
+    "Retention",
+    "Subscription",
+    "attributes_of",
+]
+
+#: Events that wait for their commit. A commit takes about a millisecond and takes all that wait: more than this means
+#: that the disk has stopped, and that new events should be refused with Retry-After instead of held in memory.
+MAX_PENDING_EVENTS: Final = 8192
+MAX_PENDING_BYTES: Final = 64 * 1024 * 1024
+
+
+class LogFull(Unavailable):
+    """There is no room for the event: the disk is full, or the log has its largest permitted size."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """An event as it is kept.
+
+    `broker` is ``namespace/name``; `attributes` the event's context attributes; `head` its header lines in binary mode
+    as they go on the wire (`core.events.binary_head`), so that a delivery need not encode them; `data` its payload.
+    `at` is when it arrived, in seconds since the epoch. `ttl` is how many more times it may come back as a reply.
+    `cause` is the position of the event that it replies to, and `via` the uid of the Trigger whose subscriber replied.
+    """
+
+    broker: str
+    attributes: dict[str, str]
+    head: bytes
+    data: bytes
+    at: float
+    ttl: int
+    cause: int | None = None
+    via: str | None = None
+
+    def event(self) -> CloudEvent:
+        return CloudEvent(attributes=self.attributes, data=self.data or None)
+
+
+class Record(msgspec.Struct, frozen=True):
+    """An entry with its position in the log. Positions only grow, over all Brokers of a log; they may have gaps."""
+
+    seq: int
+    entry: Entry
+
+
+Appended = Callable[[Record | PenstockError], None]
+
+
+class Page(msgspec.Struct, frozen=True):
+    """What a read found, in order. `through` is how far it looked: read on after it. `corrupt` are positions whose
+    bytes are not what was written; `more` tells that the page ended for its size and not for want of events."""
+
+    records: Sequence[Record]
+    through: int
+    corrupt: tuple[int, ...] = ()
+    more: bool = False
+
+
+class Position(msgspec.Struct, frozen=True):
+    """How far a subscription is: it has looked at everything up to `through`, and is done with all of it but `open`."""
+
+    through: int
+    open: tuple[int, ...] = ()
+
+    @property
+    def low_water(self) -> int:
+        """Everything up to here is done."""
+        return self.open[0] - 1 if self.open else self.through
+
+
+class Retention(msgspec.Struct, frozen=True, kw_only=True):
+    """How long events are kept. Sizes in bytes, times in seconds.
+
+    An event goes once every subscription of its Broker is done with it and it is older than `max_age_s`, or the log is
+    larger than `max_bytes`. Events that could not be delivered stay for `undelivered_age_s`. Beyond `full_bytes` new
+    events are refused: what waits for a subscriber that is gone must not fill the disk.
+    """
+
+    max_age_s: float = 7 * 86_400.0
+    max_bytes: int = 1024**3
+    undelivered_age_s: float = 30 * 86_400.0
+    full_bytes: int = 8 * 1024**3
+
+
+class Subscription:
+    """One subscription's progress, kept by the log it came from. Used on the loop's thread only.
+
+    Acknowledgements come in any order. `changed` is called when there is something new to keep; a change is durable
+    at the next commit, at the latest after the log's flush interval.
+    """
+
+    __slots__ = ("_changed", "_dirty", "broker", "name", "open", "through", "uid")
+
+    def __init__(
+        self, uid: str, broker: str, name: str, position: Position, changed: Callable[[Subscription], None]
+    ) -> None:
+        self.uid = uid
+        self.broker = broker
+        self.name = name
+        self.through = position.through
+        self.open: set[int] = set(position.open)
+        self._dirty = False
+        self._changed = changed
+
+    def take(self, seq: int) -> None:
+        """The event at `seq` is one to deliver; everything before it has been looked at."""
+        self.open.add(seq)
+        self.through = max(seq, self.through)
+
+    def skip(self, through: int) -> None:
+        """Everything up to `through` has been looked at, and nothing more is wanted of it."""
+        if through > self.through:
+            self.through = through
+            self._mark()
+
+    def ack(self, seq: int) -> None:
+        """The subscription is done with the event at `seq`, for good."""
+        self.open.discard(seq)
+        if not self._dirty:
+            self._mark()
+
+    def position(self) -> Position:
+        return Position(self.through, tuple(sorted(self.open)))
+
+    def snapshot(self) -> Position:
+        """For the log: the position to keep now; later changes are announced anew."""
+        self._dirty = False
+        return self.position()
+
+    def _mark(self) -> None:
+        if not self._dirty:
+            self._dirty = True
+            self._changed(self)
+
+
+class EventLog(Protocol):
+    """The durable sequence of events of all Brokers of one installation."""
+
+    def append(self, entry: Entry, then: Appended) -> None:
+        """Keep an event; `then` hears its Record once it is durable, or why it was refused: Overloaded (too much
+        waits), LogFull, Unavailable. `then` may be called before this returns only with an error."""
+        ...
+
+    def tail(self, listener: Callable[[Record], None]) -> None:
+        """Tell `listener` every event once it is durable, in order of position, before its `then`."""
+        ...
+
+    def last(self) -> int:
+        """The newest durable position; 0 in a new log."""
+        ...
+
+    def read(self, broker: str, after: int, limit: int, then: Callable[[Page | PenstockError], None]) -> None:
+        """The next events of one Broker after a position, at most `limit`, fewer where they are large."""
+        ...
+
+    def pick(self, broker: str, seqs: Iterable[int], then: Callable[[Page | PenstockError], None]) -> None:
+        """The events at these positions; those that are no longer kept are left out."""
+        ...
+
+    def subscribe(self, uid: str, broker: str, name: str, start: int) -> Subscription:
+        """The subscription `uid` at its kept position, or a new one at `start`; `name` is for people."""
+        ...
+
+    def unsubscribe(self, uid: str) -> None:
+        """Drop a subscription's position: it holds back nothing any more."""
+        ...
+
+    def subscriptions(self) -> Sequence[str]:
+        """The uids of all kept subscriptions."""
+        ...
+
+    async def seek(self, broker: str, at: float) -> int:
+        """The position after which the Broker's events that arrived at `at` (seconds since the epoch) or later come."""
+        ...
+
+    async def retain(self, now: float) -> int:
+        """Remove what need not be kept; how many events went."""
+        ...
+
+    async def flush(self) -> None:
+        """Wait until every change made so far is durable. Raises Unavailable."""
+        ...
+
+
+def attributes_of(head: bytes) -> dict[str, str]:
+    """The context attributes that binary-mode header lines carry. Raises InvalidInput."""
+    lines = head.split(b"\r\n")
+    lines.pop()
+    pairs = [line.split(b": ", 1) for line in lines]
+    return from_http([(pair[0], pair[1]) for pair in pairs], b"").attributes

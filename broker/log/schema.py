@@ -1,0 +1,124 @@
+"""The SQLite event log's tables, statements, and the encoding of its rows with their checksums.
+
+One writer (`broker.log.sqlite`), any number of readers (`broker.log.query`). Times are integers of microseconds.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from array import array
+from collections.abc import Iterable
+from typing import Any, Final
+
+from broker.ledger import OUTCOMES, UNDELIVERED
+from broker.log.port import Entry, Record, attributes_of
+from core.errors import Corrupt, InvalidInput
+
+__all__ = [
+    "ADD_ATTEMPT",
+    "ADD_BROKER",
+    "ADD_EVENT",
+    "FORMAT",
+    "DROP_POSITION",
+    "INDEX_IDS",
+    "KEEP_POSITION",
+    "SELECT_EVENT",
+    "TABLES",
+    "UNDELIVERED_SEQS",
+    "encode_event",
+    "id_hash",
+    "micros",
+    "pack_open",
+    "record_of",
+    "unpack_open",
+]
+
+#: Of the file, in SQLite's ``user_version``; a file with another one is not opened.
+FORMAT: Final = 1
+
+_UNDELIVERED: Final = ", ".join(str(OUTCOMES.index(name)) for name in sorted(UNDELIVERED))
+
+#: `ids` finds events by id. It is filled behind the events, many at a time in the order of its keys, because adding
+#: each event's own random key as it comes would write a whole page for it; `meta.indexed` tells how far it is.
+TABLES: Final = (
+    """CREATE TABLE events (
+        seq INTEGER PRIMARY KEY, broker INTEGER NOT NULL, at INTEGER NOT NULL, ttl INTEGER NOT NULL,
+        crc INTEGER NOT NULL, id_hash INTEGER NOT NULL, cause INTEGER, via INTEGER,
+        head BLOB NOT NULL, data BLOB NOT NULL)""",
+    "CREATE INDEX events_broker ON events (broker)",
+    "CREATE INDEX events_cause ON events (cause) WHERE cause IS NOT NULL",
+    "CREATE TABLE ids (hash INTEGER NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (hash, seq)) WITHOUT ROWID",
+    "CREATE TABLE brokers (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
+    """CREATE TABLE subscriptions (
+        id INTEGER PRIMARY KEY, uid TEXT NOT NULL, broker INTEGER NOT NULL, name TEXT NOT NULL,
+        kept INTEGER NOT NULL, through INTEGER NOT NULL, open BLOB NOT NULL)""",
+    """CREATE TABLE attempts (
+        seq INTEGER NOT NULL, subscription INTEGER NOT NULL, at INTEGER NOT NULL, number INTEGER NOT NULL,
+        status INTEGER NOT NULL, latency INTEGER NOT NULL, outcome INTEGER NOT NULL, reason TEXT,
+        PRIMARY KEY (seq, subscription, at, number)) WITHOUT ROWID""",
+    f"CREATE INDEX attempts_undelivered ON attempts (seq) WHERE outcome IN ({_UNDELIVERED})",
+    "CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
+    "INSERT INTO meta VALUES ('indexed', 0), ('last', 0)",
+)
+
+ADD_EVENT: Final = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+ADD_BROKER: Final = "INSERT OR IGNORE INTO brokers VALUES (?, ?)"
+KEEP_POSITION: Final = """INSERT INTO subscriptions VALUES (?, ?, ?, ?, 1, ?, ?)
+    ON CONFLICT (id) DO UPDATE SET kept = 1, name = excluded.name, through = excluded.through, open = excluded.open"""
+DROP_POSITION: Final = "UPDATE subscriptions SET kept = 0, open = x'' WHERE id = ?"
+ADD_ATTEMPT: Final = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+SELECT_EVENT: Final = "SELECT seq, at, ttl, crc, cause, via, head, data FROM events"
+UNDELIVERED_SEQS: Final = f"SELECT seq FROM attempts WHERE outcome IN ({_UNDELIVERED})"  # noqa: S608 - constants
+INDEX_IDS: Final = (
+    """INSERT OR IGNORE INTO ids SELECT id_hash, seq FROM events
+       WHERE seq > (SELECT value FROM meta WHERE name = 'indexed') ORDER BY id_hash""",
+    "UPDATE meta SET value = (SELECT coalesce(max(seq), 0) FROM events) WHERE name = 'indexed'",
+)
+
+_FIXED: Final = struct.Struct("<qqqqq")
+
+EventRow = tuple[int, int, int, int, int, int, int | None, int | None, bytes, bytes]
+
+
+def micros(seconds: float) -> int:
+    return int(seconds * 1_000_000)
+
+
+def id_hash(event_id: str) -> int:
+    """What `ids` is keyed by: small, and the same in every process."""
+    return zlib.crc32(event_id.encode("utf-8", "surrogatepass"))
+
+
+def encode_event(record: Record, broker: int, via: int | None) -> EventRow:
+    """The row of an event; `broker` and `via` are the numbers of its Broker and of the replying subscription."""
+    entry = record.entry
+    at = int(entry.at * 1_000_000)
+    head, data = entry.head, entry.data
+    crc = _checksum(record.seq, at, entry.ttl, entry.cause, via, head, data)
+    hashed = zlib.crc32(entry.attributes["id"].encode("utf-8", "surrogatepass"))
+    return record.seq, broker, at, entry.ttl, crc, hashed, entry.cause, via, head, data
+
+
+def record_of(row: tuple[Any, ...], broker: str, via: str | None) -> Record:
+    """The event of a `SELECT_EVENT` row. Raises Corrupt where its bytes are not what was written."""
+    seq, at, ttl, crc, cause, via_number, head, data = row
+    try:
+        if _checksum(seq, at, ttl, cause, via_number, head, data) != crc:
+            raise Corrupt(f"The event at position {seq} is not what was written: its checksum differs.")
+        attributes = attributes_of(head)
+    except (TypeError, ValueError, struct.error, InvalidInput) as error:
+        raise Corrupt(f"The event at position {seq} is not what was written: {error}.") from error
+    return Record(seq, Entry(broker, attributes, head, data, at / 1_000_000, ttl, cause, via))
+
+
+def pack_open(seqs: Iterable[int]) -> bytes:
+    return array("q", seqs).tobytes()
+
+
+def unpack_open(packed: bytes) -> tuple[int, ...]:
+    return tuple(array("q", packed))
+
+
+def _checksum(seq: int, at: int, ttl: int, cause: int | None, via: int | None, head: bytes, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(head, zlib.crc32(_FIXED.pack(seq, at, ttl, cause or 0, via or 0))))

@@ -1,0 +1,480 @@
+"""The SQLite event log: WAL, synchronous=FULL, group commit.
+
+How it costs little. Rows are inserted on the event loop's thread, which is work in memory; the commit, which waits for
+the disk, runs on one writer thread, and the two take turns with the connection. Events that arrive while a commit runs
+share the next one. A writer thread that inserted rows would need the interpreter's lock back after every row, from a
+loop that is busy; so it asks for it once per commit only. Reads use a connection of their own, on the loop's thread, a
+bounded page at a time: what is read has mostly just been written and comes from memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+from broker.ledger import OUTCOMES, Attempt
+from broker.log import retention as sweeping
+from broker.log import schema
+from broker.log.files import Files
+from broker.log.port import (
+    MAX_PENDING_BYTES,
+    MAX_PENDING_EVENTS,
+    Appended,
+    Entry,
+    LogFull,
+    Page,
+    Position,
+    Record,
+    Retention,
+    Subscription,
+)
+from core.errors import Corrupt, Overloaded, PenstockError, Unavailable
+
+__all__ = ["SqliteLog"]
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Acknowledgements and ledger rows wait this long at most for an event's commit to ride along with: what a crash may
+#: deliver a second time.
+FLUSH_INTERVAL_S: Final = 0.02
+#: After a failed commit, before what can be kept is tried again by itself.
+RETRY_INTERVAL_S: Final = 1.0
+#: Ledger rows that wait while the disk refuses them; after that the oldest go.
+MAX_PENDING_NOTES: Final = 100_000
+#: A page of events read at once ends after this many bytes.
+PAGE_BYTES: Final = 512 * 1024
+#: How far the index by id may lag behind the events.
+INDEX_EVERY: Final = 1024
+
+_Note = tuple[int | str | None, ...]
+
+
+class _Batch:
+    """What one commit holds: events, ledger rows, subscriptions whose position moved or was dropped, new Brokers."""
+
+    __slots__ = ("brokers", "dirty", "dropped", "events", "notes")
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Record, Appended]] = []
+        self.notes: deque[_Note] = deque()
+        self.dirty: dict[str, Subscription] = {}
+        self.dropped: list[int] = []
+        self.brokers: dict[str, int] = {}
+
+    @property
+    def empty(self) -> bool:
+        return not (self.events or self.notes or self.dirty or self.dropped)
+
+    def put_back(self, refused: _Batch) -> None:
+        """All but the events of a batch that was not committed, before what came since."""
+        refused.notes.extend(self.notes)
+        self.notes = refused.notes
+        self.dirty = {**refused.dirty, **self.dirty}
+        self.dropped = refused.dropped + self.dropped
+        self.brokers = {**refused.brokers, **self.brokers}
+
+
+class SqliteLog:
+    """An EventLog and Ledger in one SQLite file that this process alone writes. `open` it first, `close` it last."""
+
+    def __init__(self, path: Path, *, retention: Retention | None = None) -> None:
+        self._path = path
+        self._retention = retention or Retention()
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="event-log", daemon=True)
+        self._listeners: list[Callable[[Record], None]] = []
+        # What waits for the next commit, whether one runs now, and why the last one failed.
+        self._next_batch = _Batch()
+        self._pending_bytes = 0
+        self._busy = False
+        self._scheduled: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._maintenance: deque[Callable[[], None]] = deque()
+        self._flushed: list[asyncio.Future[None]] = []
+        self._failed: Unavailable | None = None
+        self._positions_alone = False
+        self._closed = False
+        # What is known of the file.
+        self._next = 1
+        self._last = 0
+        self._indexed = 0
+        self._brokers: dict[str, int] = {}
+        self._numbers: dict[str, int] = {}
+        self._uids: dict[int, str] = {}
+        self._subscriptions: dict[str, Subscription] = {}
+
+    # ---- life
+
+    async def open(self) -> None:
+        """Open or make the file. Raises Unavailable where that is not possible."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+        try:
+            self._files = await self._job(lambda: Files(self._path, self._retention.full_bytes))
+        except Unavailable:
+            self._stop_thread()
+            raise
+        found = self._files.found
+        self._writer, self._reader = self._files.writer, self._files.reader
+        self._last, self._next, self._indexed = found.last, found.last + 1, found.indexed
+        self._brokers = {name: number for number, name in found.brokers.items()}
+        for kept in found.subscriptions:
+            self._numbers[kept.uid], self._uids[kept.number] = kept.number, kept.uid
+            if kept.position is not None:
+                held = Subscription(kept.uid, kept.broker, kept.name, kept.position, self._changed)
+                self._subscriptions[kept.uid] = held
+
+    async def close(self) -> None:
+        """Make everything durable that can be, and close the file."""
+        try:
+            await self.flush()
+        except Unavailable as error:
+            facts = {"error": str(error)}
+            logger.warning("the event log is closed with changes that could not be kept", extra={"facts": facts})
+        self._closed = True
+        for handle in (self._scheduled, self._timer):
+            if handle is not None:
+                handle.cancel()
+        await self._job(self._files.close)
+        self._stop_thread()
+
+    # ---- EventLog
+
+    def append(self, entry: Entry, then: Appended) -> None:
+        events = self._next_batch.events
+        if len(events) >= MAX_PENDING_EVENTS or self._pending_bytes >= MAX_PENDING_BYTES:
+            then(Overloaded(f"{len(events)} events wait for the disk. Try again in a second."))
+            return
+        if self._closed:
+            then(Unavailable("The event log is closed."))
+            return
+        events.append((Record(self._next, entry), then))
+        self._next += 1
+        self._pending_bytes += len(entry.head) + len(entry.data)
+        if self._scheduled is None and not self._busy:
+            self._scheduled = self._loop.call_soon(self._write)
+
+    def tail(self, listener: Callable[[Record], None]) -> None:
+        self._listeners.append(listener)
+
+    def last(self) -> int:
+        return self._last
+
+    def read(self, broker: str, after: int, limit: int, then: Callable[[Page | PenstockError], None]) -> None:
+        self._loop.call_soon(self._read, broker, after, limit, then)
+
+    def pick(self, broker: str, seqs: Iterable[int], then: Callable[[Page | PenstockError], None]) -> None:
+        self._loop.call_soon(self._pick, broker, tuple(seqs), then)
+
+    def subscribe(self, uid: str, broker: str, name: str, start: int) -> Subscription:
+        held = self._subscriptions.get(uid)
+        if held is not None:
+            held.name = name
+            return held
+        number = self._numbers.get(uid) or len(self._uids) + 1
+        self._numbers[uid], self._uids[number] = number, uid
+        self._broker_number(broker)
+        made = Subscription(uid, broker, name, Position(start), self._changed)
+        self._subscriptions[uid] = made
+        self._changed(made)
+        return made
+
+    def unsubscribe(self, uid: str) -> None:
+        if self._subscriptions.pop(uid, None) is not None:
+            self._next_batch.dirty.pop(uid, None)
+            self._next_batch.dropped.append(self._numbers[uid])
+            self._flush_soon()
+
+    def subscriptions(self) -> Sequence[str]:
+        return tuple(self._subscriptions)
+
+    async def seek(self, broker: str, at: float) -> int:
+        try:
+            return sweeping.seek(self._reader, self._brokers.get(broker, 0), schema.micros(at))
+        except sqlite3.Error as error:
+            raise _unavailable(error) from error
+
+    async def retain(self, now: float) -> int:
+        removed = 0
+        while count := await self._sweep_once(now):
+            removed += count
+        return removed
+
+    async def flush(self) -> None:
+        if self._next_batch.empty and not self._busy:
+            return
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._flushed.append(done)
+        if not self._busy:
+            self._write()
+        await done
+
+    # ---- Ledger
+
+    def note(self, attempt: Attempt) -> None:
+        notes = self._next_batch.notes
+        if len(notes) >= MAX_PENDING_NOTES:
+            notes.popleft()
+        notes.append(
+            (
+                attempt.seq,
+                self._numbers.get(attempt.uid, 0),
+                int(attempt.at * 1_000_000),
+                attempt.number,
+                attempt.status,
+                int(attempt.latency_s * 1_000_000),
+                OUTCOMES.index(attempt.outcome),
+                attempt.reason,
+            )
+        )
+        if self._timer is None:
+            self._flush_soon()
+
+    # ---- writing, on the loop's thread
+
+    def _changed(self, subscription: Subscription) -> None:
+        self._next_batch.dirty[subscription.uid] = subscription
+        if self._timer is None:
+            self._flush_soon()
+
+    def _flush_soon(self) -> None:
+        if self._timer is None and not self._closed:
+            delay = FLUSH_INTERVAL_S if self._failed is None else RETRY_INTERVAL_S
+            self._timer = self._loop.call_later(delay, self._write)
+
+    def _broker_number(self, broker: str) -> int:
+        number = self._brokers.get(broker)
+        if number is None:
+            number = self._brokers[broker] = self._next_batch.brokers[broker] = len(self._brokers) + 1
+        return number
+
+    def _write(self) -> None:
+        """Insert all that waits and have it committed."""
+        if self._scheduled is not None:
+            self._scheduled.cancel()
+            self._scheduled = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._busy or self._next_batch.empty:
+            return
+        self._busy = True
+        batch = self._take()
+        try:
+            self._insert(batch)
+        except sqlite3.Error as error:
+            self._written(batch, _unavailable(error))
+            return
+        index = self._last - self._indexed >= INDEX_EVERY
+        self._jobs.put(lambda: self._commit(batch, index))
+
+    def _take(self) -> _Batch:
+        """The batch for this commit. After a failure positions go alone once: they need no new room where the log is
+        full, and let retention make some."""
+        batch = self._next_batch
+        self._next_batch = _Batch()
+        if self._positions_alone and (batch.dirty or batch.dropped):
+            self._next_batch.events, batch.events = batch.events, []
+            self._next_batch.notes, batch.notes = batch.notes, deque()
+        else:
+            self._pending_bytes = 0
+        self._positions_alone = False
+        return batch
+
+    def _insert(self, batch: _Batch) -> None:
+        connection = self._writer
+        connection.execute("BEGIN IMMEDIATE")
+        if batch.events:
+            number, via = self._broker_number, self._numbers.get
+            rows = [
+                schema.encode_event(record, number(record.entry.broker), via(record.entry.via or ""))
+                for record, _ in batch.events
+            ]
+            connection.executemany(schema.ADD_EVENT, rows)
+        if batch.notes:
+            connection.executemany(schema.ADD_ATTEMPT, batch.notes)
+        for subscription in batch.dirty.values():
+            position = subscription.snapshot()
+            number_of = self._numbers[subscription.uid]
+            broker, opened = self._broker_number(subscription.broker), schema.pack_open(position.open)
+            row = (number_of, subscription.uid, broker, subscription.name, position.through, opened)
+            connection.execute(schema.KEEP_POSITION, row)
+        if batch.dropped:
+            connection.executemany(schema.DROP_POSITION, [(number,) for number in batch.dropped])
+        # Encoding the rows above may have numbered Brokers that were not seen before.
+        batch.brokers.update(self._next_batch.brokers)
+        self._next_batch.brokers.clear()
+        if batch.brokers:
+            connection.executemany(schema.ADD_BROKER, [(n, name) for name, n in batch.brokers.items()])
+
+    def _written(self, batch: _Batch, error: Unavailable | None) -> None:
+        """The commit ended: tell everybody, and begin the next."""
+        self._busy = False
+        if error is None:
+            if batch.events or batch.notes:
+                self._failed = None
+            self._tell(batch)
+        else:
+            self._rolled_back(batch, error)
+        self._go_on()
+
+    def _tell(self, batch: _Batch) -> None:
+        listeners = self._listeners
+        for record, then in batch.events:
+            self._last = record.seq
+            try:
+                for listener in listeners:
+                    listener(record)
+                then(record)
+            except Exception:  # boundary: one event's fault must not keep the others' answers back
+                logger.exception("a listener of the event log failed")
+
+    def _rolled_back(self, batch: _Batch, error: Unavailable) -> None:
+        facts = {"error": str(error)}
+        if self._failed is None:
+            logger.error("the event log cannot be written; new events are refused", extra={"facts": facts})
+        self._failed = error
+        self._positions_alone = bool(batch.events or batch.notes)
+        try:
+            if self._writer.in_transaction:
+                self._writer.execute("ROLLBACK")
+        except sqlite3.Error as again:
+            logger.error("a failed commit was not rolled back", extra={"facts": {"error": str(again)}})
+        self._next_batch.put_back(batch)
+        for _, then in batch.events:
+            then(error)
+
+    def _go_on(self) -> None:
+        """After a commit or a maintenance job: the next of whichever waits."""
+        waits = self._next_batch
+        if self._maintenance:
+            self._busy = True
+            self._jobs.put(self._maintenance.popleft())
+        elif waits.events:
+            if self._scheduled is None and not self._closed:
+                self._scheduled = self._loop.call_soon(self._write)
+        elif not waits.empty and not self._closed:
+            if self._flushed and self._failed is None:
+                self._scheduled = self._loop.call_soon(self._write)
+            else:
+                self._flush_soon()
+        if self._flushed and (self._failed is not None or (waits.empty and not self._busy)):
+            self._settle()
+
+    def _settle(self) -> None:
+        waiting, self._flushed = self._flushed, []
+        for future in waiting:
+            if not future.done():
+                if self._failed is not None:
+                    future.set_exception(self._failed)
+                else:
+                    future.set_result(None)
+
+    # ---- reading, on the loop's thread
+
+    def _read(self, broker: str, after: int, limit: int, then: Callable[[Page | PenstockError], None]) -> None:
+        sql = f"{schema.SELECT_EVENT} WHERE broker = ? AND seq > ? ORDER BY seq LIMIT ?"
+        then(self._page(sql, (self._brokers.get(broker, 0), after, limit), broker, after, limit))
+
+    def _pick(self, broker: str, seqs: tuple[int, ...], then: Callable[[Page | PenstockError], None]) -> None:
+        marks = ", ".join("?" * len(seqs))
+        sql = f"{schema.SELECT_EVENT} WHERE seq IN ({marks}) AND broker = ? ORDER BY seq"
+        then(self._page(sql, (*seqs, self._brokers.get(broker, 0)), broker, 0, len(seqs) + 1))
+
+    def _page(self, sql: str, values: tuple[int, ...], broker: str, after: int, limit: int) -> Page | PenstockError:
+        records: list[Record] = []
+        corrupt: list[int] = []
+        size, through = 0, after
+        try:
+            cursor = self._reader.execute(sql, values)
+            for row in cursor:
+                through = row[0]
+                try:
+                    record = schema.record_of(row, broker, self._uids.get(row[5] or 0))
+                except Corrupt as error:
+                    facts = {"seq": through, "error": str(error)}
+                    logger.error("a stored event is corrupt and is not delivered", extra={"facts": facts})
+                    corrupt.append(through)
+                    continue
+                records.append(record)
+                size += len(record.entry.head) + len(record.entry.data)
+                if size >= PAGE_BYTES:
+                    break
+            cursor.close()
+        except sqlite3.Error as error:
+            return _unavailable(error)
+        more = size >= PAGE_BYTES or len(records) + len(corrupt) >= limit
+        return Page(records, through if more else max(through, self._last), tuple(corrupt), more)
+
+    # ---- the writer thread
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+    def _commit(self, batch: _Batch, index: bool) -> None:
+        error: Unavailable | None = None
+        try:
+            if index:
+                for sql in schema.INDEX_IDS:
+                    self._writer.execute(sql)
+            self._writer.execute("COMMIT")
+        except sqlite3.Error as failed:
+            error = _unavailable(failed)
+        if index and error is None:
+            self._indexed = batch.events[-1][0].seq if batch.events else self._last
+        self._loop.call_soon_threadsafe(self._written, batch, error)
+
+    async def _sweep_once(self, now: float) -> int:
+        marks = dict.fromkeys(self._brokers.values(), self._last)
+        for held in self._subscriptions.values():
+            number = self._brokers[held.broker]
+            marks[number] = min(marks[number], held.position().low_water)
+        last = self._last
+        return await self._job(lambda: sweeping.sweep(self._writer, marks, self._retention, now, last))
+
+    async def _job(self, work: Callable[[], T]) -> T:
+        """Run `work` on the writer thread, between commits. Raises Unavailable."""
+        done: asyncio.Future[T] = self._loop.create_future()
+
+        def finish(result: T | None, error: Exception | None) -> None:
+            self._busy = False
+            if not done.done():
+                if error is not None:
+                    done.set_exception(error)
+                else:
+                    done.set_result(result)  # type: ignore[arg-type]  # None only where T allows it
+            self._go_on()
+
+        def run() -> None:
+            try:
+                result = work()
+            except (sqlite3.Error, OSError, PenstockError) as error:
+                self._loop.call_soon_threadsafe(finish, None, _unavailable(error))
+            else:
+                self._loop.call_soon_threadsafe(finish, result, None)
+
+        self._maintenance.append(run)
+        if not self._busy:
+            self._go_on()
+        return await done
+
+    def _stop_thread(self) -> None:
+        self._jobs.put(None)
+        self._thread.join()
+
+
+def _unavailable(error: Exception) -> Unavailable:
+    if isinstance(error, Unavailable):
+        return error
+    if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return LogFull("The event log is full: the disk has no room, or the log has its largest permitted size.")
+    return Unavailable(f"The event log cannot be used now: {error}.")
