@@ -27,8 +27,11 @@ class FaultyStore:
         self.fail_next: dict[str, list[PenstockError]] = {}
         #: How long each write takes on the loop's clock.
         self.write_takes_s = 0.0
-        #: What a watch yields is held back for this long.
+        #: What a watch yields is held back for this long; that of one kind, where `lagging` names it.
         self.watch_lags_s = 0.0
+        self.lagging: KindRef | None = None
+        #: An answer to `get` is on its way for this long.
+        self.answer_takes_s = 0.0
         self._broken: asyncio.Future[PenstockError | None] | None = None
 
     def go_down(self) -> None:
@@ -51,7 +54,10 @@ class FaultyStore:
 
     async def get(self, key: Key) -> Resource:
         self._call("get")
-        return await self.inner.get(key)
+        found = await self.inner.get(key)
+        if self.answer_takes_s:
+            await asyncio.sleep(self.answer_takes_s)
+        return found
 
     async def list(self, kind: KindRef, namespace: str | None = None) -> Listing:
         self._call("list")
@@ -66,8 +72,10 @@ class FaultyStore:
         try:
             async with aclosing(self.inner.watch(kind, since, namespace)) as changes:
                 while (change := await self._next(changes, broken)) is not None:
-                    if self.watch_lags_s:
+                    if self.watch_lags_s and self.lagging in (None, kind):
                         await asyncio.sleep(self.watch_lags_s)
+                        if broken.done() and (error := broken.result()) is not None:
+                            raise error
                     yield change
         finally:
             self.open_watches -= 1
