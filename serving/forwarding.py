@@ -58,8 +58,12 @@ class Forwarded:
 
 
 def answer_headers(headers: Headers) -> Headers:
-    """An instance's answer headers as the client gets them."""
-    return [field for field in headers if field[0] not in _PROXY]
+    """An instance's answer headers as the client gets them; the same list where nothing is taken off, because core.net
+    passes on the lines that it read without encoding them anew."""
+    for field in headers:
+        if field[0] in _PROXY:
+            return [field for field in headers if field[0] not in _PROXY]
+    return headers
 
 
 class Retry(enum.Enum):

@@ -472,62 +472,62 @@ class Forward(Waiter):
 
 
 class Answer:
-    """One attempt's answer on its way to the client."""
+    """One attempt's answer on its way to the client (core.net's WholeResponseListener)."""
 
-    __slots__ = ("exchange", "forward", "headers", "length", "started", "status", "whole")
+    __slots__ = ("_content", "_exchange", "_forward", "_headers", "_length", "_status", "started")
 
     def __init__(self, forward: Forward) -> None:
-        self.forward = forward
-        self.exchange = forward.exchange
-        self.status = 0
-        self.headers: Headers = []
-        self.length = 0
+        self._forward = forward
+        self._exchange = forward.exchange
+        self._status = 0
+        self._headers: Headers = []
+        self._length = 0
+        self._content = b""
         #: The client has been sent the head.
         self.started = False
-        self.whole = b""
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        self._exchange.respond(status, answer_headers(headers), body)
+        self._forward.answered(status)
 
     def head(self, status: int, headers: Headers, content_length: int | None) -> None:
-        forward = self.forward
+        forward = self._forward
         forward.stage = _ANSWERING
         forward.kept = None
-        self.status = status
+        self._status = status
         headers = answer_headers(headers)
-        if (
-            content_length is None
-            or content_length > MAX_WHOLE_ANSWER_BYTES
-            or forward.head.method == b"HEAD"
-            or status in (204, 304)
-        ):
+        if content_length is None or content_length > MAX_WHOLE_ANSWER_BYTES or forward.head.method == b"HEAD":
             self.started = True
-            self.exchange.start(status, headers, content_length)
+            self._exchange.start(status, headers, content_length)
         else:
-            self.headers = headers
-            self.length = content_length
+            # Many servers write head and body apart; a short answer still goes out in one piece.
+            self._headers = headers
+            self._length = content_length
 
     def body(self, chunk: bytes) -> None:
         if not self.started:
-            if len(chunk) == self.length:
-                self.whole = chunk
+            if len(chunk) == self._length:
+                self._content = chunk
                 return
             self.started = True
-            self.exchange.start(self.status, self.headers, self.length)
-        self.exchange.write(chunk)
+            self._exchange.start(self._status, self._headers, self._length)
+        self._exchange.write(chunk)
 
     def end(self) -> None:
         if self.started:
-            self.exchange.end()
+            self._exchange.end()
         else:
-            self.exchange.respond(self.status, self.headers, self.whole)
-        self.forward.answered(self.status)
+            self._exchange.respond(self._status, self._headers, self._content)
+        self._forward.answered(self._status)
 
     def failed(self, error: NetError) -> None:
-        self.forward.failed(error)
+        self._forward.failed(error)
 
     def writable(self, ready: bool) -> None:
         if ready:
-            self.forward.resume()
+            self._forward.resume()
         else:
-            self.forward.pause()
+            self._forward.pause()
 
 
 def refuse(exchange: Exchange, status: int, reason: str, text: str, *, retry_after_s: float | None = None) -> None:

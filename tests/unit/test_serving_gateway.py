@@ -27,7 +27,7 @@ from core.telemetry import Metrics
 from serving.demand import DemandReporter
 from serving.forwarding import MAX_ATTEMPTS
 from serving.gateway import SWEEP_EVERY_S, Gateway
-from serving.lane import MAX_HELD_BODY_BYTES
+from serving.lane import MAX_HELD_BODY_BYTES, Answer
 from serving.routing import Endpoint, RevisionKey, RevisionLimits, RouteTarget, RoutingTable, Snapshot
 from serving.throttler import MAX_BACK_OFF_S
 from tests.support.virtual_time import run_virtual
@@ -67,10 +67,15 @@ class Attempt:
         self.paused = False
 
     def answer(self, status: int = 200, body: bytes = b"ok") -> None:
+        """As it comes in several reads; `answer_whole` is how it comes in one."""
         self.listener.head(status, [(b"x-from", self.address[0].encode())], len(body))
         if body:
             self.listener.body(body)
         self.listener.end()
+
+    def answer_whole(self, status: int = 200, body: bytes = b"ok") -> None:
+        assert isinstance(self.listener, Answer)
+        self.listener.whole(status, [(b"x-from", self.address[0].encode())], body)
 
 
 class Outside:
@@ -241,6 +246,19 @@ async def test_a_request_goes_to_an_instance_and_its_answer_back() -> None:
     labels = 'namespace="shop",revision="app-1"'
     assert world.value(f'penstock_gateway_requests_total{{{labels},code="2xx"}}') == 1
     assert world.value(f"penstock_gateway_request_seconds_count{{{labels}}}") == 1
+    world.close()
+
+
+@virtually
+async def test_an_answer_that_came_whole_is_passed_on_whole() -> None:
+    world = World()
+    world.instances("a", limits=RevisionLimits(concurrency=1))
+    first, second = world.ask(), world.ask()
+    world.attempts[0].answer_whole(201, b"made")
+    assert (first.status, first.content, first.complete) == (201, b"made", True)
+    world.attempts[1].answer_whole(500, b"")
+    assert second.status == 500
+    assert world.gateway.active == 0
     world.close()
 
 
