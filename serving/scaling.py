@@ -17,7 +17,7 @@ from core.errors import FieldError
 from core.resources import parse_go_duration
 from serving.kpa import KpaSpec
 
-__all__ = ["AUTOSCALING_GROUP", "KPA_CLASS", "ScalingSettings", "kpa_spec", "validate_scaling"]
+__all__ = ["AUTOSCALING_GROUP", "KPA_CLASS", "PROGRESS_DEADLINE", "ScalingSettings", "kpa_spec", "validate_scaling"]
 
 AUTOSCALING_GROUP: Final = "autoscaling.knative.dev"
 KPA_CLASS: Final = f"kpa.{AUTOSCALING_GROUP}"
