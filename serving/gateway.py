@@ -82,6 +82,11 @@ class Gateway:
         return self._table is not None
 
     @property
+    def hosts(self) -> frozenset[bytes]:
+        """The hosts that the present table leads somewhere, the broker's aside."""
+        return frozenset(self._table.hosts) if self._table is not None else frozenset()
+
+    @property
     def active(self) -> int:
         """Requests that are not done."""
         return sum(len(lane.active) for lane in self._busy)

@@ -94,6 +94,11 @@ class GatewayNode:
         """The first table is there."""
         return self._gateway.synced
 
+    @property
+    def hosts(self) -> frozenset[bytes]:
+        """The hosts that lead somewhere now: lower-case, without port."""
+        return self._gateway.hosts
+
     def admin_handler(self, head: RequestHead, exchange: Exchange) -> BodySink:
         """Serves ``/healthz`` (200 once requests can be routed) and ``/metrics``."""
         path = head.target.partition(b"?")[0]
