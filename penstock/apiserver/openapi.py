@@ -190,7 +190,8 @@ def _simplified(schema: Any) -> Any:
         kept["items"] = _simplified(kept["items"])
     if not kept.get("required", True):
         del kept["required"]
-    return _typed(kept)
+    # kubectl explain gives up at a schema that says nothing at all.
+    return _typed(kept) or {_KEEP: True}
 
 
 def _typed(schema: dict[str, Any]) -> dict[str, Any]:
