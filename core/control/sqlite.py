@@ -37,6 +37,9 @@ MAX_CHANGES: Final = 10_000
 #: Kept changes together, whichever limit is met first: 10,000 large resources must not fill the disk.
 MAX_CHANGES_BYTES: Final = 64 * 1024 * 1024
 
+#: Somebody may look at the file with the sqlite3 shell; this long a write waits for them, and everything else with it.
+BUSY_TIMEOUT_S: Final = 1.0
+
 #: Changes read at once by a watch, so that one that is far behind does not hold all of them in memory.
 _READ_BATCH: Final = 256
 
@@ -67,6 +70,7 @@ class SqliteStore:
         rng: random.Random | None = None,
         max_changes: int = MAX_CHANGES,
         max_changes_bytes: int = MAX_CHANGES_BYTES,
+        busy_timeout_s: float = BUSY_TIMEOUT_S,
     ) -> None:
         self._path = Path(path)
         self._clock = clock or SystemClock()
@@ -77,7 +81,7 @@ class SqliteStore:
         self._lock_fd = _lock(self._path)
         try:
             with self._reporting():
-                self._db = _open(self._path)
+                self._db = _open(self._path, busy_timeout_s)
                 self._version, self._oldest, self._changes_bytes = _position(self._db)
         except BaseException:
             os.close(self._lock_fd)
@@ -258,10 +262,10 @@ def _lock(path: Path) -> int:
     return lock_fd
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path, busy_timeout_s: float) -> sqlite3.Connection:
     # Secrets are resources too: only this user reads the file (SQLite gives its -wal file the same mode).
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    db = sqlite3.connect(path, isolation_level=None)
+    db = sqlite3.connect(path, isolation_level=None, timeout=busy_timeout_s)
     try:
         application_id, schema_version, tables = (
             db.execute(sql).fetchone()[0]
