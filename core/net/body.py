@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from core.net.types import BodySink, Exchange, RequestHead
+from core.net.wire import PLAIN_TEXT
 
 __all__ = ["IGNORE", "collect"]
 
@@ -84,4 +85,4 @@ def collect(
 
 def _answer_413(exchange: Exchange, max_bytes: int) -> None:
     text = f"The body is larger than {max_bytes} bytes.\n".encode()
-    exchange.respond(413, [(b"content-type", b"text/plain; charset=utf-8")], text)
+    exchange.respond(413, [PLAIN_TEXT], text)

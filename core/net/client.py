@@ -116,14 +116,14 @@ class Client:
         framing = _framing(method, len(body))
         lines = header_lines(headers)
         first = b"%b %b HTTP/1.1\r\n%b%b%b\r\n%b" % (method, target, lines, encoded_headers, framing, body)
+        pool = self._pool(address, tls)
         loop = asyncio.get_running_loop()
         fetch = _Fetch(self._fetches, then, max_bytes, loop.time() + timeout_s)
-        request = Upstream(fetch, first, head_only=method == b"HEAD", content_length=0)
-        fetch.request = request
+        request = fetch.request = Upstream(fetch, first, head_only=method == b"HEAD", content_length=0)
         self._fetches.add(fetch)
         if self._deadline_timer is None:
             self._deadline_timer = loop.call_later(DEADLINE_SWEEP_S, self._sweep_deadlines)
-        self._pool(address, tls).submit(request)
+        pool.submit(request)
         return fetch.cancel
 
     async def request(  # noqa: PLR0913 - as fetch
@@ -187,9 +187,9 @@ class Client:
     def _pool(self, address: Address, tls: bool) -> Pool:
         key = (address, tls)
         pool = self._pools.get(key)
+        if self.closed:
+            raise RuntimeError("the client is closed")
         if pool is None:
-            if self.closed:
-                raise RuntimeError("the client is closed")
             pool = self._pools[key] = Pool(self, address, tls)
             if self._idle_timer is None:
                 loop = asyncio.get_running_loop()

@@ -26,12 +26,12 @@ from core.net.exchange import ServerExchange
 from core.net.framing import HEAD_END, ChunkedBody, Refused
 from core.net.heads import check_partial
 from core.net.types import BodySink, RequestHead
-from core.net.wire import CLOSE, header_lines, status_line
+from core.net.wire import PLAIN_TEXT, closing_text
 
 if TYPE_CHECKING:
     from core.net.server import HttpServer
 
-__all__ = ["ServerConnection"]
+__all__ = ["Admission", "ServerConnection"]
 
 _log = logging.getLogger(__name__)
 
@@ -40,12 +40,16 @@ MAX_KNOWN_HEAD_BYTES = 2048
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _RESET = struct.pack("ii", 1, 0)
-_TEXT = [(b"content-type", b"text/plain; charset=utf-8")]
-_BUSY = b"%b%bcontent-length: 31\r\n%b\r\nToo many connections are open.\n" % (
-    status_line(503),
-    header_lines([*_TEXT, (b"retry-after", b"1")]),
-    CLOSE,
-)
+
+
+class Admission(enum.Enum):
+    """What a server does with a new connection."""
+
+    SERVED = "served"
+    #: Told 503.
+    REFUSED = "refused"
+    #: Closed at once.
+    IGNORED = "ignored"
 
 
 class _Phase(enum.IntEnum):
@@ -112,15 +116,17 @@ class ServerConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         server = self._server
-        if not server.admit(self):
-            self._phase = _CLOSED
-            self.transport.write(_BUSY)
-            self.transport.close()
-            return
-        peer = transport.get_extra_info("peername")
-        self._peer = str(peer[0]) if peer else ""
-        self.transport.set_write_buffer_limits(server.limits.write_high_water, server.limits.write_low_water)
-        self.deadline = server.now + server.limits.head_timeout_s
+        admission = server.admit(self)
+        if admission is Admission.REFUSED:
+            self.transport.write(closing_text(503, "Too many connections are open.", [(b"retry-after", b"1")]))
+            self._linger()
+        elif admission is Admission.IGNORED:
+            self.abort()
+        else:
+            peer = transport.get_extra_info("peername")
+            self._peer = str(peer[0]) if peer else ""
+            self.transport.set_write_buffer_limits(server.limits.write_high_water, server.limits.write_low_water)
+            self.deadline = server.now + server.limits.head_timeout_s
 
     def data_received(self, data: bytes) -> None:
         at = 0
@@ -147,7 +153,6 @@ class ServerConnection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._writable = True
-        self.deadline = inf
         self._set_deadline()
         self._tell_writable(True)
         if self._held and self._phase is _HEAD:
@@ -225,7 +230,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _begin(self, head: RequestHead, keep_alive: bool) -> None:
         self.keep_alive = keep_alive
-        self.deadline = inf
+        self.deadline = inf  # nobody owes anything but the handler
         length = head.content_length
         if length == 0:
             self._phase = _ANSWER
@@ -253,7 +258,7 @@ class ServerConnection(asyncio.Protocol):
         self._set_deadline()
         if self._unconfirmed:
             self._unconfirmed = False
-            if not self._held and not exchange.started:
+            if not exchange.started:
                 self.transport.write(_CONTINUE)
 
     def _body(self, data: bytes, at: int) -> int:
@@ -271,9 +276,7 @@ class ServerConnection(asyncio.Protocol):
         exchange = self._exchange
         if complete:
             self._phase = _ANSWER
-            self.deadline = inf
-        else:
-            self._set_deadline()
+        self._set_deadline()
         if exchange is None:  # answered early: what is left is dropped
             if complete:
                 self._next()
@@ -333,7 +336,7 @@ class ServerConnection(asyncio.Protocol):
         if exchange.started:
             exchange.abort()
         else:
-            exchange.respond(500, _TEXT, b"The request could not be handled.\n")
+            exchange.respond(500, [PLAIN_TEXT], b"The request could not be handled.\n")
 
     # ---- the exchange
 
@@ -358,6 +361,7 @@ class ServerConnection(asyncio.Protocol):
         elif not self.keep_alive:
             self._linger()
         else:
+            self._set_deadline()
             self._read_on()
             if self._held and not self._busy:
                 asyncio.get_running_loop().call_soon(self._run_held)
@@ -366,8 +370,7 @@ class ServerConnection(asyncio.Protocol):
         """The handler paused the request."""
         self._paused = True
         if self._phase is _BODY:
-            if self._writable:
-                self.deadline = inf
+            self._set_deadline()
             self._stop_reading()
 
     def release(self, exchange: ServerExchange) -> None:
@@ -396,6 +399,7 @@ class ServerConnection(asyncio.Protocol):
     def _next(self) -> None:
         """Request and answer are complete."""
         self._chunks = None
+        self._unconfirmed = False
         if not self.keep_alive:
             self._close()
             return
@@ -419,10 +423,7 @@ class ServerConnection(asyncio.Protocol):
         if not unanswered:
             self.abort()
             return
-        text = f"{refused}\n".encode()
-        lines = header_lines(_TEXT)
-        head = b"%b%bcontent-length: %d\r\n%b\r\n" % (status_line(refused.status), lines, len(text), CLOSE)
-        self.transport.write(head + text)
+        self.transport.write(closing_text(refused.status, str(refused)))
         self._linger()
 
     def _close(self) -> None:
@@ -492,6 +493,8 @@ class ServerConnection(asyncio.Protocol):
             self.deadline = self._server.now + limits.idle_timeout_s
         elif self._phase is _BODY and not self._paused:
             self.deadline = self._server.now + limits.stall_timeout_s
+        else:
+            self.deadline = inf
 
     def _stop_reading(self) -> None:
         if self._reading and not self.transport.is_closing():

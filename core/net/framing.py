@@ -96,7 +96,7 @@ class ChunkedBody:
             if len(data) - at >= MAX_TRAILER_BYTES:
                 raise Refused(400, f"The trailers are larger than {MAX_TRAILER_BYTES} bytes.")
             return at
-        self._trailers += end - at
+        self._trailers += end + 2 - at
         if self._trailers > MAX_TRAILER_BYTES:
             raise Refused(400, f"The trailers are larger than {MAX_TRAILER_BYTES} bytes.")
         if end == at:

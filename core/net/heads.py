@@ -37,6 +37,8 @@ _JUDGED: Final = FRAMING_NAMES | {b"host", b"expect"}
 #: Of these, several lines mean the same as one with commas, or nothing to us.
 _LISTS: Final = frozenset(FRAMING_NAMES - {b"content-length", b"transfer-encoding"})
 
+_FIRST_BYTES: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ\r")
+
 Framing = dict[bytes, bytes]
 
 # Spelling -> lower case, in two tables so that an ordinary name costs one look-up.
@@ -67,12 +69,22 @@ _seed(
 
 
 def check_partial(data: bytes, at: int) -> None:
-    """Whether a head that is still incomplete may grow on. Raises Refused: 414 or 431."""
+    """Whether a head that is still incomplete may grow on. Raises Refused: 400, 414 or 431."""
+    if data[at] not in _FIRST_BYTES:  # such as a TLS handshake: no use waiting for a line end
+        raise Refused(400, "This is not an HTTP request.")
     size = len(data) - at
     if size > MAX_START_LINE_BYTES and data.find(b"\r\n", at, at + MAX_START_LINE_BYTES) < 0:
-        raise Refused(414, f"The request line is longer than {MAX_START_LINE_BYTES} bytes.")
+        raise _long_start_line()
     if size > MAX_HEAD_BYTES:
-        raise Refused(431, f"The head is larger than {MAX_HEAD_BYTES} bytes.")
+        raise _large_head()
+
+
+def _long_start_line() -> Refused:
+    return Refused(414, f"The request line is longer than {MAX_START_LINE_BYTES} bytes.")
+
+
+def _large_head() -> Refused:
+    return Refused(431, f"The head is larger than {MAX_HEAD_BYTES} bytes.")
 
 
 class _Pairs:
@@ -103,6 +115,8 @@ class _Heads:
 
     def _tokens(self, head: bytes, end: int) -> tuple[ReadHeaders, Framing]:
         """The headers of a whole head, whose first line ends at `end`; those that were judged apart. Raises Refused."""
+        if len(head) > MAX_HEAD_BYTES:
+            raise _large_head()
         found = self._found
         found.clear()
         try:
@@ -257,14 +271,14 @@ def _judge(headers: ReadHeaders, framing: Framing, name: bytes, value: bytes) ->
 
 def _bad_start_line(end: int) -> Refused:
     if end > MAX_START_LINE_BYTES:
-        return Refused(414, f"The request line is longer than {MAX_START_LINE_BYTES} bytes.")
+        return _long_start_line()
     return Refused(400, "The request line is not a method, a target and a version with one space between.")
 
 
 def _check_start_line(method: bytes, target: bytes, version: bytes, end: int) -> None:
     """A request line out of the ordinary: returns where it is acceptable HTTP/1.0."""
     if end > MAX_START_LINE_BYTES:
-        raise Refused(414, f"The request line is longer than {MAX_START_LINE_BYTES} bytes.")
+        raise _long_start_line()
     if version not in (b"HTTP/1.1", b"HTTP/1.0"):
         if _VERSION.fullmatch(version):
             raise Refused(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from core.net.types import Address, ConnectFailed, ConnectionLost, NetError
+from core.net.types import Address, ConnectFailed
 from core.net.upstream import Upstream, UpstreamConnection
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Pool:
         self._connections: set[UpstreamConnection] = set()
         self._idle: list[UpstreamConnection] = []
         self._waiting: deque[Upstream] = deque()
-        self._connecting: set[asyncio.Task[None]] = set()
+        self._connecting: set[asyncio.Task[str | None]] = set()
 
     @property
     def empty(self) -> bool:
@@ -59,22 +59,23 @@ class Pool:
                 request.attach(connection)
                 return
         if len(self._connections) + len(self._connecting) < self._limits.max_connections_per_address:
-            self._waiting.append(request)
             self._open()
-        elif len(self._waiting) < self._limits.max_waiting_per_address:
-            self._waiting.append(request)
-        else:
+        elif len(self._waiting) >= self._limits.max_waiting_per_address:
             text = f"Too many requests wait for a connection to {self.name} ({len(self._waiting)})."
             asyncio.get_running_loop().call_soon(request.fail, ConnectFailed(text))
+            return
+        self._waiting.append(request)
+        request.queue = self._waiting
 
     # ---- opening
 
     def _open(self) -> None:
         task = asyncio.get_running_loop().create_task(self._connect())
         self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+        task.add_done_callback(self._opened_or_not)
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> str | None:
+        """Open one connection, which presents itself to `opened`; else why it did not come."""
         loop = asyncio.get_running_loop()
         host, port = self._address
         tls = self._client.tls_context() if self._tls else None
@@ -82,17 +83,24 @@ class Pool:
             async with asyncio.timeout(self._limits.connect_timeout_s):
                 await loop.create_connection(lambda: UpstreamConnection(self, loop), host, port, ssl=tls)
         except TimeoutError:
-            self._failed(f"no answer in {self._limits.connect_timeout_s:g} s")
+            return f"no answer in {self._limits.connect_timeout_s:g} s"
         except (OSError, UnicodeError) as error:  # the latter from a host that cannot be a DNS name
-            self._failed(str(error))
+            return str(error)
+        return None
+
+    def _opened_or_not(self, task: asyncio.Task[str | None]) -> None:
+        self._connecting.discard(task)
+        if task.cancelled():
+            return
+        why = task.result()
+        if why is not None:
+            self._failed(why)
 
     def _failed(self, why: str) -> None:
         """One connection did not come. With others there, only the longest waiting request fails; else all do."""
         error = ConnectFailed(f"Cannot connect to {self.name}: {why}.")
-        failed = list(self._waiting) if not self._connections else [self._waiting[0]] if self._waiting else []
-        for _ in failed:
-            self._waiting.popleft()
-        for request in failed:
+        count = min(len(self._waiting), 1) if self._connections else len(self._waiting)
+        for request in self._take(count):
             request.fail(error)
         self._client.tidy(self)
 
@@ -104,11 +112,9 @@ class Pool:
 
     def release(self, connection: UpstreamConnection) -> None:
         """`connection` is free: the next waiting request takes it, else it is kept for a while."""
-        while self._waiting:
-            request = self._waiting.popleft()
-            if not request.done:
-                request.attach(connection)
-                return
+        if self._waiting:
+            self._waiting.popleft().attach(connection)
+            return
         if len(self._idle) >= self._limits.max_idle_per_address or self._client.closed:
             connection.transport.close()
             return
@@ -133,19 +139,20 @@ class Pool:
             count += 1
         del idle[:count]
 
-    def shut(self) -> list[asyncio.Task[None]]:
+    def shut(self) -> list[asyncio.Task[str | None]]:
         """Fail what waits, abort every connection; the tasks to wait for."""
         tasks = list(self._connecting)
         for task in tasks:
             task.cancel()
-        waiting = list(self._waiting)
-        self._waiting.clear()
-        for request in waiting:
-            request.fail(_shut_down())
+        for request in self._take(len(self._waiting)):
+            request.fail(ConnectFailed("The client is closed."))
         for connection in list(self._connections):
             connection.transport.abort()
         return tasks
 
-
-def _shut_down() -> NetError:
-    return ConnectionLost("The client is closed.", sent=False, fresh=True)
+    def _take(self, count: int) -> list[Upstream]:
+        """The `count` requests that wait longest, which wait no more."""
+        taken = [self._waiting.popleft() for _ in range(count)]
+        for request in taken:
+            request.queue = None
+        return taken

@@ -9,7 +9,7 @@ from math import inf
 import msgspec
 
 from core import limits as shared
-from core.net.connection import ServerConnection
+from core.net.connection import Admission, ServerConnection
 from core.net.heads import RequestHeads
 from core.net.types import Address, Handler
 
@@ -40,6 +40,10 @@ SWEEP_INTERVAL_S = 1.0
 
 #: Connections that the kernel completes before we accept them: Linux' default ceiling (net.core.somaxconn).
 BACKLOG = 4096
+
+
+#: Connections over the limit that are told so, and not only closed, at the same time.
+MAX_REFUSED_CONNECTIONS = 256
 
 
 class HttpServer:
@@ -101,15 +105,17 @@ class HttpServer:
 
     # The rest is called by connections.
 
-    def admit(self, connection: ServerConnection) -> bool:
-        """Count a new connection; False where there are too many."""
-        if len(self.connections) >= self.limits.max_connections:
-            return False
+    def admit(self, connection: ServerConnection) -> Admission:
+        """Count a new connection, and say what becomes of it."""
+        count = len(self.connections)
+        limit = self.limits.max_connections
+        if count >= limit + MAX_REFUSED_CONNECTIONS:
+            return Admission.IGNORED
         self.connections.add(connection)
         if self._timer is None and self._loop is not None:
             self.now = self._loop.time()
             self._timer = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep_again)
-        return True
+        return Admission.SERVED if count < limit else Admission.REFUSED
 
     def forget(self, connection: ServerConnection) -> None:
         self.connections.discard(connection)

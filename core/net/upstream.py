@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
@@ -28,6 +29,9 @@ _log = logging.getLogger(__name__)
 #: A request's unsent bytes at which its writer is told to stop, and at which to go on.
 MAX_UNSENT_BYTES = 256 * 1024
 _LOW_WATER = 64 * 1024
+
+#: 1xx answers to one request that are skipped; we ask for none, and servers send one or two.
+MAX_INTERIM_ANSWERS = 8
 
 #: A longer head is not remembered.
 MAX_KNOWN_HEAD_BYTES = 2048
@@ -62,6 +66,7 @@ class Upstream:
         "head_only",
         "listener",
         "paused",
+        "queue",
         "told_full",
         "whole",
     )
@@ -72,6 +77,8 @@ class Upstream:
         """`first` is the head, with the body where that is at hand (`content_length` is 0 then)."""
         self.listener = listener
         self.connection: UpstreamConnection | None = None
+        #: Where it waits for a connection.
+        self.queue: deque[Upstream] | None = None
         self.head_only = head_only
         #: The whole request was written.
         self.complete = content_length == 0
@@ -118,10 +125,11 @@ class Upstream:
         if self.done:
             return
         self.done = True
-        connection = self.connection
-        if connection is not None:
+        if self.connection is not None:
+            self.connection.drop()
             self.connection = None
-            connection.drop()
+        elif self.queue is not None:
+            self.queue.remove(self)
 
     def pause(self) -> None:
         self.paused = True
@@ -137,6 +145,7 @@ class Upstream:
 
     def attach(self, connection: UpstreamConnection) -> None:
         """A connection is there: send what waited for it."""
+        self.queue = None
         self.connection = connection
         connection.take(self)
         connection.transport.write(self._first)
@@ -151,7 +160,7 @@ class Upstream:
         if self.done:
             return
         self.done = True
-        self.connection = None
+        self.connection = self.queue = None
         try:
             self.listener.failed(error)
         except Exception:  # noqa: BLE001 - the request's boundary
@@ -186,6 +195,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_fresh",
         "_heads",
         "_held",
+        "_interim",
         "_keep_alive",
         "_known",
         "_left",
@@ -211,6 +221,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._held = b""  # read and not parsed yet, from _at on
         self._at = 0
         self._left = 0
+        self._interim = 0  # 1xx answers to this request so far
         self._chunks = ChunkedBody()
         self._keep_alive = True
         # The last head and what it was read as: a peer's next answer often begins with the same bytes.
@@ -235,19 +246,17 @@ class UpstreamConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         request = self._request
-        if self._phase is _UNTIL_CLOSE and request is not None and not request.paused:
-            self._finish(request, reusable=False)
+        if self._phase is _UNTIL_CLOSE and request is not None:
+            try:
+                self._finish(request, reusable=False)
+            except Exception:  # noqa: BLE001 - the request's boundary: a listener raised
+                _log.exception("a listener failed")
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        request = self._request
-        if request is not None:
-            if self._phase is _UNTIL_CLOSE and exc is None:
-                self._finish(request, reusable=False)
-            else:
-                untouched = self._phase is _HEAD and not self._held
-                text = f"The connection to {self._pool.name} closed before the answer was complete."
-                self._fail(ConnectionLost(text, sent=True, fresh=self._fresh or not untouched))
+        untouched = self._phase is _HEAD and not self._held
+        text = f"The connection to {self._pool.name} closed before the answer was complete."
+        self._fail(ConnectionLost(text, sent=True, fresh=self._fresh or not untouched))
         self._pool.closed(self)
 
     def pause_writing(self) -> None:
@@ -266,6 +275,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Carry `request`; it writes by itself."""
         self._request = request
         self._phase = _HEAD
+        self._interim = 0
 
     def drop(self) -> None:
         """The request was given up: its answer would be taken for the next one's, so the connection goes."""
@@ -306,11 +316,6 @@ class UpstreamConnection(asyncio.Protocol):
             self._fail(ResponseInvalid(f"The answer of {self._pool.name} is not usable: {refused}"))
             self.transport.abort()
             return
-        except Exception:  # noqa: BLE001 - the request's boundary: a listener raised
-            _log.exception("a listener failed")
-            if self._request is not None:
-                self._request.cancel()
-            return
         if at < len(data):
             self._held = data
             self._at = at
@@ -327,7 +332,14 @@ class UpstreamConnection(asyncio.Protocol):
                 self.stop_reading()
                 return at
             before = at
-            at = self._head(request, data, at) if self._phase is _HEAD else self._body(request, data, at)
+            try:
+                at = self._head(request, data, at) if self._phase is _HEAD else self._body(request, data, at)
+            except Refused:
+                raise
+            except Exception:  # noqa: BLE001 - the request's boundary: a listener raised
+                _log.exception("a listener failed")
+                request.cancel()
+                return size
             if at == before:
                 return at
         return at
@@ -346,8 +358,9 @@ class UpstreamConnection(asyncio.Protocol):
         heads = self._heads
         status = heads.read(raw)
         if status < 200:
-            if status == 101:
-                raise Refused(502, "it switches to a protocol that was not asked for.")
+            self._interim += 1
+            if status == 101 or self._interim > MAX_INTERIM_ANSWERS:
+                raise Refused(502, f"it has status {status}, which was not asked for.")
             return end
         known = (raw, status, heads.headers, heads.length, heads.keep_alive)
         if len(raw) <= MAX_KNOWN_HEAD_BYTES:
@@ -411,8 +424,10 @@ class UpstreamConnection(asyncio.Protocol):
         if reusable and self._keep_alive and request.complete and self.writable:
             self._fresh = False
             self._pool.release(self)
-        else:
+        elif request.complete:
             self.transport.close()
+        else:
+            self.transport.abort()  # nobody waits for the rest of the request
 
     def _fail(self, error: NetError) -> None:
         request = self._request

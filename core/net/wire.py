@@ -9,12 +9,16 @@ import re
 from http import HTTPStatus
 from typing import Final
 
+from core.net.types import Headers
+
 __all__ = [
     "CLOSE",
     "FRAMING_NAMES",
     "LAST_CHUNK",
+    "PLAIN_TEXT",
     "ReadHeaders",
     "chunk",
+    "closing_text",
     "header_lines",
     "check_target",
     "status_line",
@@ -38,6 +42,7 @@ FRAMING_NAMES: Final = frozenset(
 #: Statuses of answers that never have a body (RFC 9112, 6.3).
 BODILESS: Final = frozenset((204, 304))
 
+PLAIN_TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 CLOSE: Final = b"connection: close\r\n"
 LAST_CHUNK: Final = b"0\r\n\r\n"
 
@@ -63,6 +68,13 @@ def status_line(status: int) -> bytes:
     if not 200 <= status <= 599:
         raise ValueError(f"{status} is not the status of an answer")
     return b"HTTP/1.1 %d \r\n" % status
+
+
+def closing_text(status: int, text: str, headers: Headers | None = None) -> bytes:
+    """A whole answer of one line of text, after which the connection closes."""
+    body = text.encode() + b"\n"
+    lines = header_lines([PLAIN_TEXT, *(headers or ())])
+    return b"%b%bcontent-length: %d\r\n%b\r\n%b" % (status_line(status), lines, len(body), CLOSE, body)
 
 
 def check_target(method: bytes, target: bytes) -> None:
@@ -116,7 +128,7 @@ class ReadHeaders(list[tuple[bytes, bytes]]):
         return head[end + 2 : -2]
 
 
-def header_lines(headers: list[tuple[bytes, bytes]]) -> bytes:
+def header_lines(headers: Headers) -> bytes:
     """The header lines, each ended by CRLF; framing headers are left out.
 
     Raises ValueError where a name or a value holds CR, LF or NUL.
