@@ -34,7 +34,7 @@ def main(name: str, quick: bool, seed: int) -> None:
     try:
         facts = machine()
         measured: Measured = import_module(BENCHMARKS[name]).run(options)
-    except Broken as error:
+    except (Broken, ProcessLookupError) as error:
         click.echo(f"{name}: broken: {error}", err=True)
         click.echo(msgspec.json.encode({"benchmark": name, "met": False, "broken": str(error)}).decode())
         sys.exit(1)

@@ -75,7 +75,10 @@ class Load:
     def _ask(self, command: Command, kind: type[A], limit_s: float) -> A:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(msgspec.json.encode(command) + b"\n")
+        try:
+            self._process.stdin.write(msgspec.json.encode(command) + b"\n")
+        except BrokenPipeError as error:
+            raise Broken("The load process ended; its own output above says why.") from error
         answer = self._decoder.decode(_read_line(self._process.stdout, limit_s))
         if isinstance(answer, Failed):
             raise Broken(f"The load process could not run {type(command).__name__}: {answer.reason}")

@@ -8,9 +8,11 @@ from statistics import median
 
 import msgspec
 
+from bench.broken import Broken
 from bench.cpu import cpu_s
 from bench.load import Load
 from bench.messages import Closed, Request
+from bench.report import say_failures
 
 __all__ = ["Pairs", "Round", "Subject", "interleave"]
 
@@ -71,9 +73,14 @@ class Pairs(msgspec.Struct, frozen=True, kw_only=True):
 def interleave(
     ours: Callable[[], Round], theirs: Callable[[], Round], *, rounds: int, progress: Callable[[str], None]
 ) -> Pairs:
-    """Run `rounds` pairs after one that warms up. Which side goes first alternates, so that drift favours neither."""
-    ours()
-    theirs()
+    """Run `rounds` pairs after one that warms up. Which side goes first alternates, so that drift favours neither.
+
+    A pair with failures is the last: the measurement is broken, and each failure may have taken until its time-out.
+    Raises Broken where the warm-up already fails.
+    """
+    for warm_up in (ours(), theirs()):
+        if warm_up.failures:
+            raise Broken(f"The warm-up failed: {say_failures(warm_up.failures)}")
     mine: list[Round] = []
     other: list[Round] = []
     for number in range(rounds):
@@ -88,4 +95,6 @@ def interleave(
             f"nginx {other[-1].cpu_us:.1f} us ({other[-1].per_s:,.0f}/s), "
             f"ratio {mine[-1].cpu_us / other[-1].cpu_us:.2f}"
         )
+        if mine[-1].failures or other[-1].failures:
+            break
     return Pairs(ours=tuple(mine), theirs=tuple(other))

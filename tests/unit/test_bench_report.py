@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.pairs import Round, interleave
+from bench.broken import Broken
+from bench.pairs import Pairs, Round, interleave
 from bench.report import Figures, Machine, Measured, Options, missed, report, say_failures
 
 MACHINE = Machine(cores=2, cpu="x", kernel="6", python="3.11", nginx="1.22.1", load_1m=0.0)
@@ -49,14 +50,49 @@ def test_failures_are_said_by_kind_and_none_is_nothing() -> None:
     assert say_failures({}) is None
 
 
-def test_pairs_warm_up_alternate_and_keep_both_sides_failures() -> None:
+class Side:
+    """One side's rounds: notes its turn, and fails in the rounds named (0 is the warm-up)."""
+
+    def __init__(self, name: str, cpu_us: float, order: list[str], failing: frozenset[int] = frozenset()) -> None:
+        self._name = name
+        self._cpu_us = cpu_us
+        self._order = order
+        self._failing = failing
+
+    def __call__(self) -> Round:
+        number = self._order.count(self._name)
+        self._order.append(self._name)
+        failures = {"no answer": 2} if number in self._failing else {}
+        return Round(cpu_us=self._cpu_us, per_s=1.0, failures=failures)
+
+
+def run_pairs(ours: Side, theirs: Side) -> Pairs:
+    return interleave(ours, theirs, rounds=3, progress=lambda line: None)
+
+
+def test_pairs_warm_up_once_and_then_alternate_who_goes_first() -> None:
     order: list[str] = []
-
-    def side(name: str, cpu_us: float) -> Round:
-        order.append(name)
-        return Round(cpu_us=cpu_us, per_s=1.0, failures={"no answer": 1})
-
-    pairs = interleave(lambda: side("a", 30), lambda: side("b", 10), rounds=3, progress=lambda line: None)
+    pairs = run_pairs(Side("a", 30, order), Side("b", 10, order))
     assert order == ["a", "b", "a", "b", "b", "a", "a", "b"]
     assert pairs.cpu_us == (30, 10)
-    assert pairs.failures == {"no answer": 3, "nginx: no answer": 3}
+    assert len(pairs.ours) == len(pairs.theirs) == 3
+    assert not pairs.failures
+
+
+@pytest.mark.parametrize(
+    ("failing", "expected"),
+    [pytest.param("a", {"no answer": 2}, id="ours"), pytest.param("b", {"nginx: no answer": 2}, id="nginx")],
+)
+def test_a_pair_with_failures_is_the_last_whichever_side_fails(failing: str, expected: dict[str, int]) -> None:
+    order: list[str] = []
+    sides = [Side(name, 1, order, frozenset({2}) if name == failing else frozenset()) for name in ("a", "b")]
+    pairs = run_pairs(*sides)
+    assert len(pairs.ours) == 2
+    assert pairs.failures == expected
+
+
+def test_a_failing_warm_up_breaks_the_measurement_at_once() -> None:
+    order: list[str] = []
+    with pytest.raises(Broken, match="2 x no answer"):
+        run_pairs(Side("a", 1, order, frozenset({0})), Side("b", 1, order))
+    assert order == ["a", "b"]

@@ -1,0 +1,131 @@
+"""What a request costs in the gateway, and what latency the gateway adds.
+
+A (ours): client -> gateway -> instance. B: client -> nginx as reverse proxy -> far end. Instance and far end are the
+same nginx configuration answering 13 bytes, so that the function costs next to nothing; its CPU is not counted.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+from bench import manifests
+from bench.cpu import memory
+from bench.latency import RATE_PER_S, Latency, latency
+from bench.load import Load
+from bench.messages import Connect, Open, OpenResult, Request
+from bench.nginx import Nginx, function_command
+from bench.pairs import Pairs, Subject, interleave
+from bench.platform import address, apply, await_ready, running
+from bench.report import Figures, Measured, Options, say_failures
+from bench.stats import paired_ratio
+from bench.yardstick import CONNECTIONS, get, yardstick
+from penstock.testing import Platform
+from serving.resources import SERVICE
+
+__all__ = ["GatewayFigures", "run"]
+
+TARGET: Final = {"ratio_to_nginx": 4.0}
+_SERVICE: Final = "bench-gateway"
+
+
+class GatewayFigures(Figures, frozen=True, kw_only=True):
+    """`cpu_us` is the gateway process's CPU per request, `nginx_cpu_us` the proxy's; latencies at `rate_per_s`."""
+
+    cpu_us: float
+    nginx_cpu_us: float
+    ratio_to_nginx: float
+    interval: tuple[float, float]
+    pairs: int
+    requests: int
+    requests_per_s: float
+    errors: int
+    rate_per_s: int
+    p50_ms: float
+    p99_ms: float
+    added_p50_ms: float
+    added_p99_ms: float
+    nginx_added_p99_ms: float
+    late_p99_ms: float
+    rss_mb: float
+
+
+def run(options: Options) -> Measured:
+    """Raises Broken where the measurement cannot be made."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-bench-")))
+        load = stack.enter_context(Load())
+        nginx, far = stack.enter_context(yardstick(folder, load))
+        platform, _ = stack.enter_context(running(folder / "data"))
+        ours = _gateway(platform, folder, load)
+        rounds, count = options.size(15, 5), options.size(8_000, 2_000)
+        pairs = interleave(
+            lambda: ours.round(count), lambda: nginx.round(count), rounds=rounds, progress=options.progress
+        )
+        rss_mb = memory(ours.pids[0]).rss_kib / 1024
+        options.progress(f"open loop at {RATE_PER_S}/s: direct, through nginx, through the gateway")
+        opened = _open_loops(stack.enter_context(Load(precise=True)), options, far, nginx, platform, ours.request)
+    return _measured(pairs, opened, options, requests=rounds * count, rss_mb=rss_mb)
+
+
+def _gateway(platform: Platform, folder: Path, load: Load) -> Subject:
+    """A Service with one instance, and connections to it through the gateway."""
+    source = function_command(folder)
+    scaling = {"min-scale": "1", "max-scale": "1"}
+    apply(platform, manifests.documents(manifests.service(_SERVICE, source, scaling)))
+    url = await_ready(platform, SERVICE, _SERVICE)["status"]["url"]
+    host, port = address(platform.places.gateway)
+    load.connect(Connect(target="gateway", host=host, port=port, connections=CONNECTIONS))
+    pid = platform.pids()["gateway"]
+    return Subject(load=load, target="gateway", pids=(pid,), request=get(urlsplit(url).netloc))
+
+
+def _open_loops(
+    load: Load, options: Options, far: Nginx, nginx: Subject, platform: Platform, request: Request
+) -> dict[str, OpenResult]:
+    """The same rate to the far end directly, through nginx, and through the gateway, one after the other."""
+    gateway = address(platform.places.gateway)
+    proxy = ("127.0.0.1", int(nginx.target.rpartition(" ")[2]))
+    results = {}
+    for name, (host, port) in (("direct", ("127.0.0.1", far.port)), ("nginx", proxy), ("gateway", gateway)):
+        load.connect(Connect(target=name, host=host, port=port, connections=CONNECTIONS))
+        command = Open(
+            target=name, count=options.size(8_000, 1_000), rate_per_s=RATE_PER_S, request=request, expect=200
+        )
+        results[name] = load.open(command)
+    return results
+
+
+def _measured(
+    pairs: Pairs, opened: dict[str, OpenResult], options: Options, *, requests: int, rss_mb: float
+) -> Measured:
+    ratio = paired_ratio([each.cpu_us for each in pairs.ours], [each.cpu_us for each in pairs.theirs], options.rng())
+    failures = pairs.failures
+    for name, result in opened.items():
+        failures.update({f"{name}, open loop: {what}": count for what, count in result.failures.items()})
+    seen: dict[str, Latency] = {
+        name: latency(result.latencies_s, f"request ({name})") for name, result in opened.items()
+    }
+    cpu_us, nginx_cpu_us = pairs.cpu_us
+    figures = GatewayFigures(
+        cpu_us=cpu_us,
+        nginx_cpu_us=nginx_cpu_us,
+        ratio_to_nginx=ratio.median,
+        interval=(ratio.low, ratio.high),
+        pairs=len(pairs.ours),
+        requests=requests,
+        requests_per_s=pairs.per_s,
+        errors=failures.total(),
+        rate_per_s=RATE_PER_S,
+        p50_ms=seen["gateway"].p50_ms,
+        p99_ms=seen["gateway"].p99_ms,
+        added_p50_ms=seen["gateway"].p50_ms - seen["direct"].p50_ms,
+        added_p99_ms=seen["gateway"].p99_ms - seen["direct"].p99_ms,
+        nginx_added_p99_ms=seen["nginx"].p99_ms - seen["direct"].p99_ms,
+        late_p99_ms=latency(opened["gateway"].late_s, "request").p99_ms,
+        rss_mb=rss_mb,
+    )
+    return Measured(figures=figures, target=TARGET, broken=say_failures(failures))
