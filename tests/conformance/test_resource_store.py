@@ -12,6 +12,7 @@ import pytest
 import uvicorn
 
 from core.clock import SystemClock
+from core.control.cache import Follower
 from core.control.memory import MemoryStore
 from core.control.rest import RestStore
 from core.control.sqlite import SqliteStore
@@ -22,6 +23,7 @@ from core.resources.builtin import KINDS
 from core.telemetry import Metrics
 from penstock.apiserver.app import create_app
 from tests.conformance.resource_store import (
+    DEADLINE_S,
     GADGET,
     WIDGET,
     BoundedChangesSuite,
@@ -78,21 +80,36 @@ _KINDS = (
 
 
 @contextlib.asynccontextmanager
-async def over_rest(held: MemoryStore | SqliteStore) -> AsyncIterator[RestStore]:
-    """`held` behind a running API server, as another process sees it."""
+async def serving(held: MemoryStore | SqliteStore, listener: socket.socket) -> AsyncIterator[None]:
+    """A running API server over `held`, which takes its connections from `listener`."""
     app = create_app(store=held, registry=Registry(_KINDS), clock=SystemClock(), metrics=Metrics())
     config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)
+    # The server closes what it is given; the listener stays open for the next one.
+    running = asyncio.create_task(server.serve(sockets=[listener.dup()]))
+    try:
+        yield
+    finally:
+        app.state.watches.close()
+        server.should_exit = True
+        await running
+
+
+@contextlib.asynccontextmanager
+async def closing_client() -> AsyncIterator[Client]:
     client = Client()
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+@contextlib.asynccontextmanager
+async def over_rest(held: MemoryStore | SqliteStore) -> AsyncIterator[RestStore]:
+    """`held` behind a running API server, as another process sees it."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        try:
+        async with serving(held, listener), closing_client() as client:
             yield RestStore(client, listener.getsockname(), _KINDS)
-        finally:
-            await client.close()
-            app.state.watches.close()
-            server.should_exit = True
-            await serving
 
 
 class TestRestStore(ResourceStoreSuite):
@@ -114,21 +131,42 @@ class TestRestStore(ResourceStoreSuite):
     async def test_a_server_that_is_not_there_is_unavailable_to_every_operation(self):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             nowhere = listener.getsockname()
-        client = Client()
-        store = RestStore(client, nowhere, _KINDS)
-        attempts = (
-            store.get(key("a")),
-            store.list(GADGET),
-            store.create(gadget("a")),
-            store.update(gadget("a")),
-            store.update_status(gadget("a")),
-            store.delete(key("a")),
-            take(store.watch(GADGET, 1), 1),
-        )
-        for attempt in attempts:
-            with pytest.raises(Unavailable):
-                await attempt
-        await client.close()
+        async with closing_client() as client:
+            store = RestStore(client, nowhere, _KINDS)
+            attempts = (
+                store.get(key("a")),
+                store.list(GADGET),
+                store.create(gadget("a")),
+                store.update(gadget("a")),
+                store.update_status(gadget("a")),
+                store.delete(key("a")),
+                take(store.watch(GADGET, 1), 1),
+            )
+            for attempt in attempts:
+                with pytest.raises(Unavailable, match="API server"):
+                    await attempt
+
+    async def test_a_follower_keeps_its_state_while_the_server_is_away_and_catches_up_afterwards(self, tmp_path: Path):
+        changed = asyncio.Event()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            async with closing_client() as client:
+                store = RestStore(client, listener.getsockname(), _KINDS)
+                follower = Follower(store, (GADGET, WIDGET), lambda batch: changed.set())
+                following = asyncio.create_task(follower.run())
+                with contextlib.closing(SqliteStore(tmp_path / "store.db")) as held:
+                    made = await held.create(gadget("a"))
+                    async with serving(held, listener), asyncio.timeout(DEADLINE_S):
+                        await follower.synced.wait()
+                        assert follower.get(made.key) == made
+                assert follower.get(made.key) == made
+                with contextlib.closing(SqliteStore(tmp_path / "store.db")) as held:
+                    later = await held.update(made.with_spec({"size": 2}))
+                    changed.clear()
+                    async with serving(held, listener), asyncio.timeout(DEADLINE_S):
+                        await changed.wait()
+                        assert follower.get(made.key) == later
+                        following.cancel()
+                        await asyncio.gather(following, return_exceptions=True)
 
     async def test_a_watch_breaks_off_as_unavailable_when_the_server_goes(self):
         held = MemoryStore()
