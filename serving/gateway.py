@@ -60,10 +60,10 @@ class Gateway:
         self._reporter = reporter
         self._metrics = metrics
         self._rng = rng
+        self._source: RoutingTable[RevisionKey] | None = None
         self._table: RoutingTable[Lane] | None = None
         #: Host headers as they come (with ports, mostly) and what they lead to in the present table.
         self._ways: dict[bytes, RouteTarget[Lane]] = {}
-        self._told: dict[RevisionKey, tuple[RevisionLimits, tuple[Endpoint, ...]]] = {}
         self._lanes: dict[RevisionKey, Lane] = {}
         self._busy: dict[Lane, None] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -103,28 +103,33 @@ class Gateway:
         return forward
 
     def swap(self, snapshot: Snapshot) -> None:
-        """Go over to a new table at once. Requests under way stay where they are; what waits for a revision that is
+        """Go over to a new snapshot at once. Requests under way stay where they are; what waits for a revision that is
         gone is routed anew."""
-        wanted = set(snapshot.limits)
-        for target in snapshot.table.hosts.values():
-            wanted.update(target.choices)
-        gone = [self._lanes.pop(key) for key in self._lanes.keys() - wanted]
-        for key in wanted - self._lanes.keys():
-            self._lanes[key] = Lane(key=key, road=self, metrics=self._metrics)
-        self._ways.clear()
-        self._table = snapshot.table.map(self._lanes.__getitem__)
-        told, self._told = self._told, {}
-        for key in sorted(wanted):
+        gone = self._relay(snapshot) if snapshot.table is not self._source else []
+        for key, lane in self._lanes.items():
             # A revision that a route names before it is known gets no instance: its limit is not known either.
             limits = snapshot.limits.get(key)
-            told_now = (limits or RevisionLimits(), snapshot.endpoints.get(key, ()) if limits else ())
-            self._told[key] = told_now
-            if told.get(key) != told_now:
-                self._lanes[key].update(*told_now)
+            if limits is not None:
+                lane.update(limits, snapshot.endpoints.get(key, ()))
+            else:
+                lane.update(RevisionLimits(), ())
         for lane in gone:
             lane.update(lane.limits, ())
             lane.retire()
             lane.metrics.forget()
+
+    def _relay(self, snapshot: Snapshot) -> list[Lane]:
+        """Lay lanes for the snapshot's revisions; the lanes of revisions that are gone."""
+        wanted = set(snapshot.limits)
+        for target in snapshot.table.hosts.values():
+            wanted.update(target.choices)
+        gone = [self._lanes.pop(key) for key in sorted(self._lanes.keys() - wanted)]
+        for key in sorted(wanted - self._lanes.keys()):
+            self._lanes[key] = Lane(key=key, road=self, metrics=self._metrics)
+        self._source = snapshot.table
+        self._table = snapshot.table.map(self._lanes.__getitem__)
+        self._ways.clear()
+        return gone
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until no request is left; after `timeout_s` seconds, answer those that wait and cut the rest off."""

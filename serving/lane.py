@@ -15,7 +15,7 @@ instance (its ResponseListener). All that moves a request through its life is in
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from core.errors import Overloaded
@@ -132,12 +132,13 @@ _HELP_REQUESTS: Final = "Requests by revision and class of the answer's status; 
 class Lane:
     """One revision at this gateway: its slots, its requests, its counts."""
 
-    __slots__ = ("active", "key", "limits", "meter", "metrics", "retired", "road", "throttler")
+    __slots__ = ("active", "endpoints", "key", "limits", "meter", "metrics", "retired", "road", "throttler")
 
     def __init__(self, *, key: RevisionKey, road: Road, metrics: Metrics) -> None:
         self.key = key
         self.road = road
         self.limits = RevisionLimits()
+        self.endpoints: tuple[Endpoint, ...] = ()
         self.throttler: Throttler[Forward] = Throttler()
         self.meter = DemandMeter()
         #: Every request that is not done, in order of arrival; so the first ones are the first to time out.
@@ -178,9 +179,12 @@ class Lane:
         forward.hold()
         self.see_to_held()
 
-    def update(self, limits: RevisionLimits, endpoints: Iterable[Endpoint]) -> None:
+    def update(self, limits: RevisionLimits, endpoints: tuple[Endpoint, ...]) -> None:
         """The revision's limits and ready instances are now these."""
+        if endpoints == self.endpoints and limits == self.limits:
+            return
         self.limits = limits
+        self.endpoints = endpoints
         self.start(self.throttler.update(endpoints, limits.concurrency))
 
     def start(self, grants: list[tuple[Forward, Instance]]) -> None:

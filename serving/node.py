@@ -23,7 +23,7 @@ from serving.demand import DemandReporter, Fetch
 from serving.gateway import Gateway
 from serving.lane import Send
 from serving.resources import ENDPOINT_SLICE, REVISION, ROUTE
-from serving.routing import Snapshot
+from serving.routing import Snapshot, routed_alike
 
 __all__ = ["CLIENT_LIMITS", "GatewayNode"]
 
@@ -82,7 +82,7 @@ class GatewayNode:
         self._follower = Follower(store, (ROUTE, REVISION, ENDPOINT_SLICE), self._changed, rng=rng, metrics=metrics)
         self._following: asyncio.Task[None] | None = None
         self._draining = False
-        self._problems: tuple[str, ...] = ()
+        self._snapshot: Snapshot | None = None
 
     @property
     def handler(self) -> Handler:
@@ -126,16 +126,22 @@ class GatewayNode:
             await asyncio.wait([self._following])
             self._following = None
 
-    def _changed(self, _: Sequence[Observed]) -> None:
-        snapshot = Snapshot.build(
-            routes=self._follower.list(ROUTE),
-            revisions=self._follower.list(REVISION),
-            slices=self._follower.list(ENDPOINT_SLICE),
-        )
+    def _changed(self, batch: Sequence[Observed]) -> None:
+        follower, known = self._follower, self._snapshot
+        slices = [observed for observed in batch if observed.key.kind == ENDPOINT_SLICE]
+        others = [observed for observed in batch if observed.key.kind != ENDPOINT_SLICE]
+        if known is None or not all(routed_alike(observed.before, observed.after) for observed in others):
+            snapshot = Snapshot.build(
+                routes=follower.list(ROUTE), revisions=follower.list(REVISION), slices=follower.list(ENDPOINT_SLICE)
+            )
+        elif slices:
+            snapshot = known.with_slices(follower.list(ENDPOINT_SLICE))
+        else:
+            return
         for problem in snapshot.problems:
-            if problem not in self._problems:
+            if known is None or problem not in known.problems:
                 _log.error("A resource cannot be routed by", extra={"facts": {"problem": problem}})
-        self._problems = snapshot.problems
+        self._snapshot = snapshot
         self._gateway.swap(snapshot)
 
     def _problem(self) -> str:

@@ -20,7 +20,7 @@ import msgspec
 from core.errors import NotFound
 from core.net.types import Address
 from core.resources import Resource
-from serving.resources import DEFAULT_TIMEOUT_S, LABEL_REVISION
+from serving.resources import DEFAULT_TIMEOUT_S, LABEL_REVISION, REVISION
 
 __all__ = [
     "Endpoint",
@@ -30,6 +30,7 @@ __all__ = [
     "RoutingTable",
     "Snapshot",
     "bare_host",
+    "routed_alike",
 ]
 
 _VISIBILITY_LABEL: Final = "networking.knative.dev/visibility"
@@ -141,7 +142,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     table: RoutingTable[RevisionKey]
     limits: Mapping[RevisionKey, RevisionLimits]
     endpoints: Mapping[RevisionKey, tuple[Endpoint, ...]]
-    problems: tuple[str, ...] = ()
+    table_problems: tuple[str, ...] = ()
+    slice_problems: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.table_problems + self.slice_problems
 
     @classmethod
     def build(
@@ -163,9 +169,24 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             )
             for revision, spec in _read(revisions, _RevisionSpec, "spec", problems)
         }
-        return cls(
-            table=RoutingTable(hosts), limits=limits, endpoints=_endpoints(slices, problems), problems=tuple(problems)
-        )
+        table = cls(table=RoutingTable(hosts), limits=limits, endpoints={}, table_problems=tuple(problems))
+        return table.with_slices(slices)
+
+    def with_slices(self, slices: Iterable[Resource]) -> Snapshot:
+        """The same table and limits with the instances of these slices: what each scaling changes."""
+        problems: list[str] = []
+        endpoints = _endpoints(slices, problems)
+        return msgspec.structs.replace(self, endpoints=endpoints, slice_problems=tuple(problems))
+
+
+def routed_alike(before: Resource | None, after: Resource | None) -> bool:
+    """Whether a Route or Revision that changed so leaves the table as it is, as most writes of their statuses do."""
+    if before is None or after is None:
+        return False
+    if after.ref == REVISION:
+        return before.spec == after.spec
+    parts = [(r.meta.labels, [r.status.get(name) for name in ("url", "address", "traffic")]) for r in (before, after)]
+    return parts[0] == parts[1]
 
 
 class _Traffic(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

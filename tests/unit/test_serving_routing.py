@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from core.errors import NotFound
 from core.resources import Resource
-from serving.routing import Endpoint, RevisionKey, RevisionLimits, RouteTarget, Snapshot, bare_host
+from serving.routing import Endpoint, RevisionKey, RevisionLimits, RouteTarget, Snapshot, bare_host, routed_alike
 
 
 def route(name: str = "app", *traffic: dict[str, Any], namespace: str = "shop", **more: Any) -> Resource:
@@ -260,3 +260,43 @@ def test_what_cannot_be_read_is_named_and_left_out_and_the_rest_stays() -> None:
         'Route.serving.knative.dev "shop/broken"',
         'Revision.serving.knative.dev "shop/app-1"',
     ]
+
+
+ALIKE = {
+    "a revision's status": (revision("a"), revision("a").with_status({"actualReplicas": 2}), True),
+    "a revision's limit": (revision("a"), revision("a", containerConcurrency=1), False),
+    "a route's conditions": (
+        route("app", V1),
+        route("app", V1, status={"conditions": [{"type": "Ready", "status": "True"}]}),
+        True,
+    ),
+    "a route's traffic": (route("app", V1), route("app", {**V1, "percent": 90}), False),
+    "a route's address": (route("app", V1), route("app", V1, status={"url": "http://x.example.com"}), False),
+    "a route's visibility": (
+        route("app", V1),
+        route("app", V1, labels={"networking.knative.dev/visibility": "cluster-local"}),
+        False,
+    ),
+    "a new route": (None, route("app", V1), False),
+    "a deleted route": (route("app", V1), None, False),
+}
+
+
+@pytest.mark.parametrize(("before", "after", "alike"), ALIKE.values(), ids=ALIKE)
+def test_a_table_is_built_anew_only_for_what_it_is_made_of(
+    before: Resource | None, after: Resource | None, alike: bool
+) -> None:
+    assert routed_alike(before, after) is alike
+    if alike:
+        assert before is not None
+        assert after is not None
+        assert snapshot(before) == snapshot(after)
+
+
+def test_new_slices_leave_table_and_limits_as_they_are() -> None:
+    first = snapshot(route("app", V1), revision("app-1"), endpoint_slice("app-1", at("10.0.0.1")))
+    second = first.with_slices([endpoint_slice("app-1", at("10.0.0.2")), endpoint_slice("app-1", {"addresses": 5})])
+    assert second.table is first.table
+    assert second.limits is first.limits
+    assert [endpoint.address[0] for endpoint in second.endpoints[RevisionKey("shop", "app-1")]] == ["10.0.0.2"]
+    assert len(second.problems) == 1
