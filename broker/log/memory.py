@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 from broker.ledger import Attempt
@@ -76,12 +76,12 @@ class MemoryLog:
     def unsubscribe(self, uid: str) -> None:
         self._subscriptions.pop(uid, None)
 
-    def subscriptions(self) -> Sequence[str]:
-        return tuple(self._subscriptions)
+    def subscriptions(self) -> Collection[str]:
+        return self._subscriptions.keys()
 
-    async def seek(self, broker: str, at: float) -> int:
+    def seek(self, broker: str, at: float, then: Callable[[int | PenstockError], None]) -> None:
         before = [r.seq for r in self._records if r.entry.broker == broker and r.entry.at < at]
-        return before[-1] if before else 0
+        asyncio.get_running_loop().call_soon(then, before[-1] if before else 0)
 
     async def retain(self, now: float) -> int:
         undelivered = {a.seq for a in self.attempts if a.outcome in ("dropped", "dead", "corrupt")}

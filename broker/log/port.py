@@ -6,7 +6,7 @@ callbacks on the event loop's thread and makes no task; what is called now and t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -190,11 +190,11 @@ class EventLog(Protocol):
         """Drop a subscription's position: it holds back nothing any more."""
         ...
 
-    def subscriptions(self) -> Sequence[str]:
+    def subscriptions(self) -> Collection[str]:
         """The uids of all kept subscriptions."""
         ...
 
-    async def seek(self, broker: str, at: float) -> int:
+    def seek(self, broker: str, at: float, then: Callable[[int | PenstockError], None]) -> None:
         """The position after which the Broker's events that arrived at `at` (seconds since the epoch) or later come."""
         ...
 

@@ -15,7 +15,7 @@ import queue
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -193,14 +193,11 @@ class SqliteLog:
             self._next_batch.dropped.append(self._numbers[uid])
             self._flush_soon()
 
-    def subscriptions(self) -> Sequence[str]:
-        return tuple(self._subscriptions)
+    def subscriptions(self) -> Collection[str]:
+        return self._subscriptions.keys()
 
-    async def seek(self, broker: str, at: float) -> int:
-        try:
-            return sweeping.seek(self._reader, self._brokers.get(broker, 0), schema.micros(at))
-        except sqlite3.Error as error:
-            raise _unavailable(error) from error
+    def seek(self, broker: str, at: float, then: Callable[[int | PenstockError], None]) -> None:
+        self._loop.call_soon(self._seek, broker, at, then)
 
     async def retain(self, now: float) -> int:
         removed = 0
@@ -241,6 +238,8 @@ class SqliteLog:
     # ---- writing, on the loop's thread
 
     def _changed(self, subscription: Subscription) -> None:
+        if self._subscriptions.get(subscription.uid) is not subscription:
+            return  # dropped meanwhile: what is still in flight for it brings nothing back
         self._next_batch.dirty[subscription.uid] = subscription
         if self._timer is None:
             self._flush_soon()
@@ -388,6 +387,14 @@ class SqliteLog:
         marks = ", ".join("?" * len(seqs))
         sql = f"{schema.SELECT_EVENT} WHERE seq IN ({marks}) AND broker = ? ORDER BY seq"
         then(self._page(sql, (*seqs, self._brokers.get(broker, 0)), broker, 0, len(seqs) + 1))
+
+    def _seek(self, broker: str, at: float, then: Callable[[int | PenstockError], None]) -> None:
+        result: int | PenstockError
+        try:
+            result = sweeping.seek(self._reader, self._brokers.get(broker, 0), schema.micros(at))
+        except sqlite3.Error as error:
+            result = _unavailable(error)
+        then(result)
 
     def _page(self, sql: str, values: tuple[int, ...], broker: str, after: int, limit: int) -> Page | PenstockError:
         records: list[Record] = []

@@ -144,8 +144,8 @@ class TestSqliteLog(EventLogSuite, DurableLogSuite):
 
 async def _until(holds: Callable[[], bool]) -> None:
     """The flush interval passes on the real clock, because the writer is a thread: look again after a turn of it."""
-    while not holds():
-        await asyncio.sleep(0.005)  # noqa: ASYNC110 - the file has no event to wait for
+    while not holds():  # noqa: ASYNC110 - the file has no event to wait for
+        await asyncio.sleep(0.005)
 
 
 def _commits(path: Path) -> int:

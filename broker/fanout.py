@@ -1,0 +1,140 @@
+"""From an event to the dispatchers of the Triggers that want it: holds the table, and a dispatcher for each Trigger."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from broker.dispatch import Dispatcher, Services
+from broker.filters import FilterIndex
+from broker.log.port import Record
+from broker.table import EMPTY, Table, TriggerSpec
+from core.errors import PenstockError
+
+__all__ = ["Fanout"]
+
+logger = logging.getLogger(__name__)
+
+#: A Trigger that matches nothing has its position kept when it is this many events behind: what it looks at again
+#: after a crash.
+CHECKPOINT_EVERY: Final = 1000
+
+#: Kubernetes cuts creation times to whole seconds: an event this much later came after the Trigger for certain.
+CREATION_PRECISION_S: Final = 1.0
+
+#: Before a new Trigger's start is looked for again in a log that could not be read.
+_SEEK_RETRY_S: Final = 1.0
+
+
+class Fanout:
+    """Hears each stored event, and offers it to the dispatchers that want it. Used on the loop's thread."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._takers: Mapping[str, FilterIndex[str]] = {}
+        self._dispatchers: dict[str, Dispatcher] = {}
+        self._leaving: set[Dispatcher] = set()
+        self._closed = False
+        self.table: Table = EMPTY
+        services.log.tail(self.publish)
+
+    def publish(self, record: Record) -> None:
+        """A new event is durable."""
+        index = self._takers.get(record.entry.broker)
+        if index is None:
+            return
+        dispatchers = self._dispatchers
+        for uid in index.match(record.entry.attributes):
+            dispatcher = dispatchers.get(uid)
+            if dispatcher is not None:
+                dispatcher.offer(record)
+
+    def swap(self, table: Table) -> None:
+        """Go by this table from now on. A Trigger that is not in it was deleted: its position goes."""
+        if self._closed:
+            return
+        before, self.table, self._takers = self.table, table, table.takers
+        for uid, dispatcher in list(self._dispatchers.items()):
+            if uid not in table.triggers and uid not in table.unread:
+                del self._dispatchers[uid]
+                self._end(dispatcher)
+        log = self._services.log
+        for uid in tuple(log.subscriptions()):
+            if uid not in table.triggers and uid not in table.unread:
+                log.unsubscribe(uid)
+        for uid, trigger in table.triggers.items():
+            held = self._dispatchers.get(uid)
+            if held is None:
+                if uid not in before.triggers:
+                    self._enter(trigger)
+            elif held.trigger != trigger:
+                held.update(trigger)
+
+    def _enter(self, trigger: TriggerSpec) -> None:
+        """A Trigger that has no dispatcher yet. Its kept position counts; a new one starts where the log was when it
+        was created, even if this process hears of it later: what arrived since is what its Ready promises."""
+        log = self._services.log
+        if trigger.uid in log.subscriptions() or trigger.created_at is None:
+            self._begin(trigger.uid, log.last())
+            return
+
+        def found(start: int | PenstockError) -> None:
+            if isinstance(start, PenstockError):
+                facts = {"trigger": trigger.key, "error": str(start)}
+                logger.error("a new Trigger's start is not known yet; looking again", extra={"facts": facts})
+                asyncio.get_running_loop().call_later(_SEEK_RETRY_S, self._seek_again, trigger.uid)
+            else:
+                self._begin(trigger.uid, start)
+
+        log.seek(trigger.broker, trigger.created_at + CREATION_PRECISION_S, found)
+
+    def _seek_again(self, uid: str) -> None:
+        trigger = self.table.triggers.get(uid)
+        if trigger is not None and uid not in self._dispatchers and not self._closed:
+            self._enter(trigger)
+
+    def _begin(self, uid: str, start: int) -> None:
+        trigger = self.table.triggers.get(uid)
+        if trigger is None or uid in self._dispatchers or self._closed:
+            return  # deleted, or the process drains
+        subscription = self._services.log.subscribe(uid, trigger.broker, trigger.key, start)
+        dispatcher = self._dispatchers[uid] = Dispatcher(trigger, subscription, self._services)
+        dispatcher.begin()
+
+    def _end(self, dispatcher: Dispatcher) -> None:
+        self._services.log.unsubscribe(dispatcher.trigger.uid)
+        dispatcher.stop()
+        self._leaving = {leaving for leaving in self._leaving if leaving.busy}
+        if dispatcher.busy:
+            self._leaving.add(dispatcher)
+
+    def checkpoint(self) -> None:
+        """Keep how far the Triggers are that rarely match; called now and then."""
+        last = self._services.log.last()
+        for dispatcher in self._dispatchers.values():
+            dispatcher.looked_at(last, CHECKPOINT_EVERY)
+
+    def backlog(self, uid: str) -> int:
+        """How many events wait for a Trigger, at most."""
+        dispatcher = self._dispatchers.get(uid)
+        return dispatcher.backlog if dispatcher is not None else 0
+
+    async def drain(self, timeout_s: float) -> None:
+        """No new attempts; wait for those under way. Their events are delivered again after a restart if they take
+        longer than `timeout_s`."""
+        self._closed = True
+        last = self._services.log.last()
+        dispatchers = [*self._dispatchers.values(), *self._leaving]
+        for dispatcher in dispatchers:
+            dispatcher.looked_at(last, 1)
+            dispatcher.stop()
+        try:
+            async with asyncio.timeout(timeout_s):
+                for dispatcher in dispatchers:
+                    await dispatcher.drained()
+        except TimeoutError:
+            count = sum(dispatcher.busy for dispatcher in dispatchers)
+            facts = {"triggers": count}
+            logger.warning("deliveries did not end in time; they will be made again", extra={"facts": facts})

@@ -1,0 +1,201 @@
+"""The data plane's table: Brokers and Triggers as typed values, built from resources and swapped whole."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
+
+import msgspec
+
+from broker import filters
+from broker.delivery import Policy
+from broker.filters import FilterIndex
+from broker.resources import BrokerShape, DeliveryShape, TriggerShape, compile_filter
+from core.clock import parse_rfc3339
+from core.resources import Resource, parse_iso_duration
+
+__all__ = ["EMPTY", "BrokerSpec", "Table", "TableBuilder", "TriggerSpec", "broker_spec", "trigger_spec"]
+
+logger = logging.getLogger(__name__)
+
+
+class BrokerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A Broker as the data plane needs it. `key` is ``namespace/name``."""
+
+    namespace: str
+    name: str
+    delivery: DeliveryShape | None = None
+    dead_letter_uri: str | None = None
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class TriggerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A Trigger as the data plane needs it.
+
+    `broker` is the Broker's ``namespace/name``. `subscriber_uri` is None until the reference resolves; the Trigger's
+    events wait in the log until then. `wants_sink` tells that a dead-letter sink is configured, resolved or not.
+    `created_at` is in seconds since the epoch, cut to a whole one.
+
+    `delivery` is its own delivery spec, `policy` what follows from that, its Broker's and the platform's defaults,
+    field by field: Knative takes a Trigger's delivery spec whole, so a Trigger that only names a dead-letter sink is
+    not retried there. The specification calls `retry` a minimum, and who asks for a dead-letter sink does not ask for
+    fewer attempts.
+    """
+
+    uid: str
+    namespace: str
+    name: str
+    broker: str
+    filter: filters.Filter
+    subscriber_uri: str | None
+    dead_letter_uri: str | None
+    created_at: float | None
+    wants_sink: bool = False
+    delivery: DeliveryShape | None = None
+    policy: Policy = Policy()
+
+    @property
+    def key(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+class Table(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything as of one moment. `paths` finds a Broker by its ingress path, `takers` its Triggers' uids by event.
+
+    `unread` are the uids of Triggers that exist and cannot be read: they get nothing, and keep their position."""
+
+    brokers: Mapping[str, BrokerSpec] = {}
+    triggers: Mapping[str, TriggerSpec] = {}
+    paths: Mapping[bytes, BrokerSpec] = {}
+    takers: Mapping[str, FilterIndex[str]] = {}
+    unread: frozenset[str] = frozenset()
+
+
+EMPTY: Final = Table()
+
+
+def broker_spec(resource: Resource) -> BrokerSpec:
+    """Raises ValueError where the stored resource cannot be read."""
+    shape = msgspec.convert(resource.spec, BrokerShape)
+    uri = resource.status.get("deadLetterSinkUri") or None
+    return BrokerSpec(
+        namespace=resource.meta.namespace, name=resource.meta.name, delivery=shape.delivery, dead_letter_uri=uri
+    )
+
+
+def trigger_spec(resource: Resource) -> TriggerSpec:
+    """The Trigger with the platform's defaults for what it leaves out. Raises ValueError where it cannot be read."""
+    shape = msgspec.convert(resource.spec, TriggerShape)
+    created = resource.meta.creation_timestamp
+    return TriggerSpec(
+        uid=resource.meta.uid,
+        namespace=resource.meta.namespace,
+        name=resource.meta.name,
+        broker=f"{resource.meta.namespace}/{shape.broker or 'default'}",
+        filter=compile_filter(shape),
+        subscriber_uri=resource.status.get("subscriberUri") or None,
+        dead_letter_uri=resource.status.get("deadLetterSinkUri") or None,
+        created_at=parse_rfc3339(created) if created else None,
+        wants_sink=_wants_sink(shape.delivery),
+        delivery=shape.delivery,
+        policy=policy_of(shape.delivery),
+    )
+
+
+def policy_of(*layers: DeliveryShape | None) -> Policy:
+    """Each setting from the first layer that has it, else the platform's default."""
+    found: dict[str, Any] = {}
+    for layer in reversed(layers):
+        if layer is not None:
+            found.update(_settings(layer))
+    return Policy(**found)
+
+
+def _settings(shape: DeliveryShape) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if shape.retry is not None:
+        found["retries"] = shape.retry
+    if shape.backoff_policy is not None:
+        found["backoff"] = _backoff(shape.backoff_policy)
+    for name, text in (
+        ("delay_s", shape.backoff_delay),
+        ("timeout_s", shape.timeout),
+        ("retry_after_max_s", shape.retry_after_max),
+    ):
+        if text is not None:
+            found[name] = parse_iso_duration(text)
+    if shape.format is not None:
+        found["structured"] = shape.format == "json"
+    return found
+
+
+def _backoff(text: str) -> Literal["linear", "exponential"]:
+    return "linear" if text == "linear" else "exponential"
+
+
+class TableBuilder:
+    """Builds tables, reading only those resources anew that changed since the last one."""
+
+    def __init__(self) -> None:
+        self._triggers: dict[tuple[str, str], TriggerSpec | None] = {}
+
+    def build(self, brokers: Iterable[Resource], triggers: Iterable[Resource]) -> Table:
+        """The table of these resources. One that cannot be read is logged and left out: a Trigger whose filter is not
+        understood gets nothing."""
+        known = {broker.key: broker for resource in brokers if (broker := _read_broker(resource)) is not None}
+        found: dict[str, TriggerSpec] = {}
+        held: dict[tuple[str, str], TriggerSpec | None] = {}
+        for resource in triggers:
+            identity = (resource.meta.uid, resource.meta.resource_version)
+            trigger = self._triggers[identity] if identity in self._triggers else _read_trigger(resource)
+            held[identity] = trigger
+            if trigger is not None:
+                found[trigger.uid] = _merged(trigger, known.get(trigger.broker))
+        self._triggers = held
+        by_broker: dict[str, list[tuple[filters.Filter, str]]] = {}
+        for spec in found.values():
+            by_broker.setdefault(spec.broker, []).append((spec.filter, spec.uid))
+        return Table(
+            brokers=known,
+            triggers=found,
+            unread=frozenset(uid for (uid, _), trigger in held.items() if trigger is None),
+            paths={f"/{key}".encode(): spec for key, spec in known.items()},
+            takers={broker: FilterIndex(takers) for broker, takers in by_broker.items()},
+        )
+
+
+def _read_broker(resource: Resource) -> BrokerSpec | None:
+    try:
+        return broker_spec(resource)
+    except ValueError as error:
+        facts = {"broker": str(resource.key), "error": str(error)}
+        logger.error("a stored Broker cannot be read and takes no events", extra={"facts": facts})
+        return None
+
+
+def _read_trigger(resource: Resource) -> TriggerSpec | None:
+    try:
+        return trigger_spec(resource)
+    except ValueError as error:
+        facts = {"trigger": str(resource.key), "error": str(error)}
+        logger.error("a stored Trigger cannot be read and gets no events", extra={"facts": facts})
+        return None
+
+
+def _merged(trigger: TriggerSpec, broker: BrokerSpec | None) -> TriggerSpec:
+    if broker is None or (broker.delivery is None and broker.dead_letter_uri is None):
+        return trigger
+    return msgspec.structs.replace(
+        trigger,
+        policy=policy_of(trigger.delivery, broker.delivery),
+        wants_sink=trigger.wants_sink or _wants_sink(broker.delivery),
+        dead_letter_uri=trigger.dead_letter_uri or broker.dead_letter_uri,
+    )
+
+
+def _wants_sink(delivery: DeliveryShape | None) -> bool:
+    return delivery is not None and delivery.dead_letter_sink is not None

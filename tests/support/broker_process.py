@@ -1,0 +1,89 @@
+"""A small broker process for tests and measurements: one Broker, its Triggers, a real log, a real listener.
+
+``python -m tests.support.broker_process <log.db> <port> <subscriber URL>...``: one Trigger for each URL, of uid
+``trigger-<n>``, which takes everything. Prints "ready <port>" once it takes events; drains on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import uvloop
+
+from broker.log.sqlite import SqliteLog
+from broker.node import BrokerNode
+from broker.resources import BROKER, TRIGGER
+from core.clock import SystemClock
+from core.control.port import Listing
+from core.control.memory import MemoryStore
+from core.net.client import Client
+from core.net.names import Names
+from core.net.server import HttpServer
+from core.resources import KindRef, ObjectMeta, Resource
+from core.telemetry import Metrics
+
+
+def broker(name: str = "default", **spec: object) -> Resource:
+    return Resource(
+        ref=BROKER, meta=ObjectMeta(name=name, namespace="default", uid=f"broker-{name}"), body={"spec": spec}
+    )
+
+
+def trigger(uid: str, uri: str, **spec: object) -> Resource:
+    meta = ObjectMeta(name=uid, namespace="default", uid=uid, resource_version="1")
+    body = {"spec": {"broker": "default", "subscriber": {"uri": uri}, **spec}, "status": {"subscriberUri": uri}}
+    return Resource(ref=TRIGGER, meta=meta, body=body)
+
+
+class FixedStore(MemoryStore):
+    """A store whose resources keep the uids they are given, so that positions are found again by the next process."""
+
+    def __init__(self, resources: list[Resource]) -> None:
+        super().__init__()
+        self._fixed = resources
+
+    async def list(self, kind: KindRef, namespace: str | None = None) -> Listing:
+        return Listing(tuple(r for r in self._fixed if r.ref == kind), (await super().list(kind, namespace)).version)
+
+
+async def main(path: Path, port: int, uris: list[str]) -> None:
+    log = SqliteLog(path)
+    await log.open()
+    client = Client()
+    delivery = {"retry": 100, "backoffPolicy": "linear", "backoffDelay": "PT0.05S"}
+    triggers = [trigger(f"trigger-{n}", uri, delivery=delivery) for n, uri in enumerate(uris)]
+    node = BrokerNode(
+        store=FixedStore([broker(), *triggers]),
+        log=log,
+        ledger=log,
+        client=client,
+        names=Names(),
+        clock=SystemClock(),
+        metrics=Metrics(),
+    )
+    server = HttpServer(node.handler)
+    await node.start()
+    await node.synced.wait()
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
+    await server.start(sock)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    print(f"ready {server.address[1]}", flush=True)
+    await stop.wait()
+    await server.drain(1.0)
+    await node.drain(1.0)
+    await client.close()
+    await log.close()
+
+
+if __name__ == "__main__":
+    gc.freeze()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))
