@@ -28,7 +28,7 @@ from sources.checkpoints import Checkpoints, SourceMarks
 from sources.delivery import Delivery, DeliveryMetrics, Requester
 from sources.port import Marks, SourceFactory
 from sources.reconcile import DEPLOYED, deployed_of, with_deployed
-from sources.resources import SourceStatus, sink_of
+from sources.resources import sink_of
 
 __all__ = ["SourceRunner"]
 
@@ -206,12 +206,11 @@ class _Running(msgspec.Struct, frozen=True):
 
     def is_outdated_by(self, resource: Resource) -> bool:
         """Whether the source must stop. While the status speaks of an older spec, what runs goes on."""
-        status = msgspec.convert(resource.status, SourceStatus)
         if resource.meta.deletion_timestamp is not None:
             return True
-        if status.observed_generation != resource.meta.generation:
+        if resource.status.get("observedGeneration") != resource.meta.generation:
             return False
-        return status.sink_uri != _sink_uri(self.resource) or resource.spec != self.resource.spec
+        return _sink_uri(resource) != _sink_uri(self.resource) or resource.spec != self.resource.spec
 
     async def stop(self) -> None:
         self.task.cancel()
@@ -257,9 +256,12 @@ def _same(before: Resource, after: Resource | None) -> bool:
 
 def _sink_uri(resource: Resource) -> str:
     """The sink's address where the source may run; "" where it may not (yet)."""
-    status = msgspec.convert(resource.status, SourceStatus)
-    current = status.observed_generation == resource.meta.generation
-    return status.sink_uri if current and resource.meta.deletion_timestamp is None else ""
+    if resource.meta.deletion_timestamp is not None:
+        return ""
+    if resource.status.get("observedGeneration") != resource.meta.generation:
+        return ""
+    uri = resource.status.get("sinkUri")
+    return uri if isinstance(uri, str) else ""
 
 
 def _labels(key: Key) -> dict[str, str]:

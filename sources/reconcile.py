@@ -75,7 +75,7 @@ class SourceReconciler:
             deployed = Condition(type=DEPLOYED, status="Unknown", reason="WaitingForSink", message=message)
         status["ceAttributes"] = [msgspec.to_builtins(self._attributes(resource))]
         found = summarize("Ready", (provided, deployed))
-        status["conditions"] = merge_conditions(resource.status.get("conditions") or (), found, now)
+        status["conditions"] = merge_conditions(_conditions(resource), found, now)
         return Outcome(status=status)
 
     def _sources_of(self, sink: Resource, view: View) -> Iterable[Key]:
@@ -100,7 +100,7 @@ def reconcilers(addressables: Iterable[KindRef] = ADDRESSABLES) -> tuple[SourceR
 
 def deployed_of(resource: Resource) -> Condition | None:
     """The condition that the harness reported last; None where it has not yet, or the source has waited since."""
-    for entry in resource.status.get("conditions") or ():
+    for entry in _conditions(resource):
         if entry.get("type") == DEPLOYED and entry.get("reason") != "WaitingForSink":
             return Condition(
                 type=DEPLOYED,
@@ -113,10 +113,16 @@ def deployed_of(resource: Resource) -> Condition | None:
 
 def with_deployed(resource: Resource, deployed: Condition, now: float) -> Resource:
     """The resource with this condition in its status, the other conditions as they are."""
-    before = resource.status.get("conditions") or []
+    before = _conditions(resource)
     others = [entry for entry in before if entry.get("type") != DEPLOYED]
-    entries = sorted([*others, *merge_conditions(before, [deployed], now)], key=lambda entry: str(entry["type"]))
+    entries = sorted([*others, *merge_conditions(before, [deployed], now)], key=lambda entry: str(entry.get("type")))
     return resource.with_status({**resource.status, "conditions": entries})
+
+
+def _conditions(resource: Resource) -> list[dict[str, Any]]:
+    """The stored conditions. A status can be written by anybody, in any shape."""
+    held = resource.status.get("conditions")
+    return [entry for entry in held if isinstance(entry, dict)] if isinstance(held, list) else []
 
 
 def _ping_attributes(resource: Resource) -> EventAttributes:

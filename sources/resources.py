@@ -27,7 +27,6 @@ __all__ = [
     "FolderStore",
     "ObjectStoreSourceSpec",
     "PingSourceSpec",
-    "SourceStatus",
     "Store",
     "object_store_spec",
     "ping_spec",
@@ -109,13 +108,6 @@ class ObjectStoreSourceSpec(
     prefix: str = ""
     suffix: str = ""
     events: tuple[Literal["created"], ...] = ()
-
-
-class SourceStatus(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What a running source needs of its status; the rest is for people."""
-
-    observed_generation: int = 0
-    sink_uri: str = ""
 
 
 def ping_spec(resource: Resource) -> PingSourceSpec:

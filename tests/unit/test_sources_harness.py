@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from core.clock import SystemClock
+from core.control.loop import ControlLoop
 from core.control.memory import MemoryStore
 from core.errors import Conflict
 from core.events import CloudEvent, from_http, new_event
@@ -27,7 +28,7 @@ from sources.checkpoints import MemoryCheckpoints
 from sources.factories import FACTORIES
 from sources.harness import SourceRunner
 from sources.port import Emit, Source, SourceContext, SourceFactory
-from sources.reconcile import DEPLOYED
+from sources.reconcile import DEPLOYED, reconcilers
 from sources.resources import OBJECT_STORE_SOURCE
 
 DEADLINE_S = 20.0
@@ -128,13 +129,17 @@ class Bench:
                     continue
 
     async def until_deployed(self, key: Key, text: str) -> dict[str, Any]:
-        """Wait until the condition Deployed reads so ("True", "False FolderMissing")."""
+        """Wait until the condition Deployed reads so."""
+        return await self.until_condition(key, DEPLOYED, text)
+
+    async def until_condition(self, key: Key, kind: str, text: str) -> dict[str, Any]:
+        """Wait until the condition reads so ("True", "False FolderMissing")."""
         async with asyncio.timeout(DEADLINE_S):
             listing = await self.store.list(key.kind)
             found = [resource for resource in listing.items if resource.key == key]
             watch = self.store.watch(key.kind, listing.version)
             try:
-                while not (entry := _deployed(found[-1], text)):
+                while not (entry := _condition(found[-1], kind, text)):
                     change = await anext(watch)
                     if change.resource is not None and change.resource.key == key:
                         found.append(change.resource)
@@ -157,9 +162,9 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-def _deployed(resource: Resource, text: str) -> dict[str, Any]:
+def _condition(resource: Resource, kind: str, text: str) -> dict[str, Any]:
     for entry in resource.status.get("conditions", []):
-        if entry["type"] == DEPLOYED and f"{entry['status']} {entry.get('reason', '')}".strip() == text:
+        if entry["type"] == kind and f"{entry['status']} {entry.get('reason', '')}".strip() == text:
             return dict(entry)
     return {}
 
@@ -324,6 +329,34 @@ async def test_a_sink_address_that_cannot_be_used_is_in_the_condition(bench: Ben
         source = await bench.resolve(created.key, "mailto:somebody@example.com")
         entry = await bench.until_deployed(source.key, "False SourceInvalid")
         assert "mailto:somebody@example.com" in entry["message"]
+
+
+async def test_with_the_reconcilers_a_source_becomes_ready_and_follows_its_broker(bench: Bench) -> None:
+    ref = KindRef("eventing.knative.dev", "v1", "Broker")
+    sink = {"ref": {"apiVersion": ref.api_version, "kind": ref.kind, "name": "default"}}
+    broker = Resource(ref=ref, meta=ObjectMeta(name="default", namespace="default"), body={"spec": {}})
+    loop = ControlLoop(bench.store, reconcilers(), SystemClock())
+    control = asyncio.create_task(loop.run())
+    try:
+        async with bench.running():
+            source = await bench.store.create(uploads(sink=sink))
+            await bench.until_condition(source.key, "Ready", "False NotFound")
+            held = await bench.store.create(broker)
+            await bench.store.update_status(held.with_status({"address": {"url": bench.sink.url}}))
+            await bench.until_condition(source.key, "Ready", "True")
+            (bench.root / "uploads" / "a").write_bytes(b"x")
+            await bench.sink.until(lambda: len(bench.sink.events) == 1)
+            await bench.store.delete(broker.key)
+            await bench.until_condition(source.key, DEPLOYED, "Unknown WaitingForSink")
+            (bench.root / "uploads" / "b").write_bytes(b"x")
+            held = await bench.store.create(broker)
+            await bench.store.update_status(held.with_status({"address": {"url": bench.sink.url}}))
+            await bench.until_condition(source.key, "Ready", "True")
+            await bench.sink.until(lambda: len(bench.sink.events) == 2)
+    finally:
+        control.cancel()
+        await asyncio.wait([control])
+    assert [event.subject for event in bench.sink.events] == ["a", "b"]
 
 
 class Quiet:

@@ -124,3 +124,11 @@ def test_a_change_of_a_broker_concerns_the_sources_that_name_it() -> None:
     assert list(PINGS.related[BROKER](broker(), view)) == [source.key]
     assert list(PINGS.related[BROKER](broker(name="another"), view)) == []
     assert list(PINGS.related[BROKER](broker(namespace="elsewhere"), view)) == []
+
+
+@pytest.mark.parametrize(
+    "status", [{"conditions": "all fine"}, {"conditions": [1, None]}, {"conditions": [{}], "sinkUri": 5}], ids=str
+)
+def test_a_status_that_somebody_has_spoilt_is_put_right(status: dict[str, Any]) -> None:
+    assert reasons(decided(ping(status), broker()))["SinkProvided"] == "True"
+    with_deployed(ping(status), Condition(type=DEPLOYED, status="True"), NOW)
