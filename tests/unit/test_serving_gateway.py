@@ -27,7 +27,7 @@ from core.telemetry import Metrics
 from serving.demand import DemandReporter
 from serving.forwarding import MAX_ATTEMPTS
 from serving.gateway import SWEEP_EVERY_S, Gateway
-from serving.lane import MAX_HELD_BODY_BYTES, Answer
+from serving.lane import MAX_HELD_BODY_BYTES, MAX_KEPT_BYTES, Answer
 from serving.routing import Endpoint, RevisionKey, RevisionLimits, RouteTarget, RoutingTable, Snapshot
 from serving.throttler import MAX_BACK_OFF_S
 from tests.support.virtual_time import run_virtual
@@ -476,6 +476,20 @@ async def test_a_body_is_sent_again_from_its_start() -> None:
 
 
 @virtually
+async def test_a_body_that_grew_too_long_to_keep_is_not_sent_again_without_its_start() -> None:
+    world = World()
+    world.instances("a", "b")
+    outside = world.ask(b"POST", length=None)
+    assert outside.sink is not None
+    for _ in range(9):
+        outside.sink.body(b"x" * (MAX_KEPT_BYTES // 8))
+    world.attempts[0].listener.failed(ConnectFailed("refused"))
+    assert len(world.attempts) == 1
+    assert outside.status == 502
+    world.close()
+
+
+@virtually
 async def test_a_stale_connection_is_no_reason_to_leave_the_instance_alone() -> None:
     world = World()
     world.instances("a", limits=RevisionLimits(concurrency=1))
@@ -687,6 +701,23 @@ async def test_what_waits_for_a_deleted_revision_is_routed_anew() -> None:
     assert (attempt.address[0], attempt.written, attempt.ended) == ("b", [b"abc"], True)
     attempt.answer()
     assert body.status == 200
+    world.close()
+
+
+@virtually
+async def test_what_was_routed_anew_has_its_place_among_those_that_wait_there() -> None:
+    world = World()
+    asked = [world.ask(target=b"/anew") for _ in range(3)]
+    asked[0].leave()
+    asked[1].leave()
+    world.split = [(NEXT, 100)]
+    world.limits = {NEXT: RevisionLimits(concurrency=2)}
+    world.instances("b", of=NEXT)
+    world.ask(target=b"/later")
+    for attempt in (world.attempts[1], world.attempts[0]):
+        attempt.listener.failed(ConnectFailed("refused"))
+    world.instances("c", of=NEXT)
+    assert [attempt.target for attempt in world.attempts[2:]] == [b"/anew", b"/later"]
     world.close()
 
 

@@ -233,6 +233,20 @@ async def test_a_node_that_drains_says_so_and_ends_its_following() -> None:
         assert (answer.status, answer.body) == (503, b"stopping\n")
 
 
+async def test_a_drain_goes_on_serving_what_waits_until_its_instance_comes() -> None:
+    async with running() as it, Function(hello) as function:
+        await it.api.deploy()
+        await it.node.start()
+        await until(lambda: it.node.synced)
+        asked = asyncio.create_task(it.ask())
+        await until(lambda: bool(it.control.reports))
+        drained = asyncio.create_task(it.node.drain(10.0))
+        assert (await it.look(b"/healthz")).body == b"stopping\n"
+        await it.api.add_instance(function.endpoint.address)
+        assert (await asked).status == 200
+        await drained
+
+
 async def _served(it: Running) -> Response:
     """The first answer after the table is there."""
     await until(lambda: it.node.synced)
