@@ -237,7 +237,7 @@ def _towards_zero(spec: KpaSpec, observed: Observed, state: KpaState, now: float
         return held, state, "waiting for it to start"
     if state.phase == "active":
         if spent_s < spec.stable_window_s:
-            return 1, state, f"active for {spent_s:.0f} s only"
+            return 1, state, f"active for only {spent_s:.1f} s"
         state = msgspec.structs.replace(state, phase="inactive", phase_since=now)
         spent_s = 0.0
     wait_s = max(spec.grace_s, spec.retention_s)

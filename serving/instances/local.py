@@ -17,7 +17,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,6 +48,10 @@ QUOTED_CHARS: Final = 1000
 #: How often log files are held against their limit.
 ROTATE_EVERY_S: Final = 10.0
 
+#: Instances on this machine, of all Revisions: about 2 GB of Python functions. A surge without max-scale may ask for a
+#: thousand processes at once.
+MAX_INSTANCES: Final = 64
+
 _NAME_LETTERS: Final = "bcdfghjklmnpqrstvwxz2456789"
 
 
@@ -55,7 +59,8 @@ class LocalProcesses:
     """Implements `serving.instances.port.Instances`.
 
     `directory` holds logs and records; `root` is what relative sources are relative to; `environment` is what every
-    instance inherits; `images` maps image names to sources for manifests without ``penstock.dev/source``.
+    instance inherits; `images` maps image names to sources for manifests without ``penstock.dev/source``;
+    `max_instances` bounds how many there are of all Revisions together.
     """
 
     def __init__(
@@ -66,10 +71,12 @@ class LocalProcesses:
         environment: Mapping[str, str],
         images: Mapping[str, str] | None = None,
         python: str = sys.executable,
+        max_instances: int = MAX_INSTANCES,
     ) -> None:
         self._launcher = Launcher(
             directory=directory.resolve(), root=root, environment=environment, images=images or {}, python=python
         )
+        self._max_instances = max_instances
         self._lives: dict[str, _Life] = {}
         self._listeners: list[Listener] = []
         self._rotating: asyncio.Task[None] | None = None
@@ -110,8 +117,12 @@ class LocalProcesses:
 
     async def make(self, spec: InstanceSpec, count: int) -> tuple[str, ...]:
         what = self._launcher.recognise(spec)
+        free = max(0, self._max_instances - len(self._lives))
+        if count > free:
+            facts = {"revision": spec.revision, "asked": count, "limit": self._max_instances, "making": free}
+            _log.warning("the machine's limit of instances is reached", extra={"facts": facts})
         names = []
-        for _ in range(count):
+        for _ in range(min(count, free)):
             name = self._new_name(spec.revision)
             life = self._life(spec, what, name)
             self._tell(life.instance)
@@ -124,7 +135,7 @@ class LocalProcesses:
         if life is not None:
             await life.stop()
 
-    def log(self, namespace: str, revision: str, *, tail: int | None, follow: bool) -> AsyncIterator[LogLine]:
+    def log(self, namespace: str, revision: str, *, tail: int | None, follow: bool) -> AsyncGenerator[LogLine]:
         return self._launcher.logs.read(namespace, revision, tail=tail, follow=follow)
 
     def _life(self, spec: InstanceSpec, what: PythonFunction | Program, name: str, *, restarts: int = 0) -> _Life:

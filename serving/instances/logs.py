@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Final
 
@@ -79,7 +79,7 @@ class LogFiles:
         folder = self._directory / namespace / revision
         return sorted(folder.glob(f"*{_SUFFIX}"), key=_changed) if folder.is_dir() else []
 
-    async def read(self, namespace: str, revision: str, *, tail: int | None, follow: bool) -> AsyncIterator[LogLine]:
+    async def read(self, namespace: str, revision: str, *, tail: int | None, follow: bool) -> AsyncGenerator[LogLine]:
         """See `Instances.log`."""
         positions: dict[Path, int] = {}
         for path in self._files(namespace, revision):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from msgspec.structs import replace
 
@@ -65,7 +65,7 @@ class MemoryInstances:
         if name in self._instances:
             self._move(name, "gone")
 
-    async def log(self, namespace: str, revision: str, *, tail: int | None, follow: bool) -> AsyncIterator[LogLine]:
+    async def log(self, namespace: str, revision: str, *, tail: int | None, follow: bool) -> AsyncGenerator[LogLine]:
         lines = self._logs.setdefault((namespace, revision), [])
         position = 0 if tail is None else max(0, len(lines) - tail)
         while True:

@@ -6,7 +6,7 @@ Revision what a pod is in Kubernetes: it keeps its name while its process is res
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -110,8 +110,9 @@ class Instances(Protocol):
         ...
 
     async def make(self, spec: InstanceSpec, count: int) -> tuple[str, ...]:
-        """Begin `count` more instances and return their names at once; `watch` tells how they fare. An instance whose
-        process ends by itself is started again, after a growing pause. With a count of 0 this is only a check.
+        """Begin `count` more instances (fewer where a stated limit of the adapter is reached) and return their names at
+        once; `watch` tells how they fare. An instance whose process ends by itself is started again, after a growing
+        pause. With a count of 0 this is only a check.
 
         Raises CannotRun.
         """
@@ -122,7 +123,7 @@ class Instances(Protocol):
         it is gone; one that does not exist is gone already. Route nothing to it before calling this."""
         ...
 
-    def log(self, namespace: str, revision: str, *, tail: int | None, follow: bool) -> AsyncIterator[LogLine]:
+    def log(self, namespace: str, revision: str, *, tail: int | None, follow: bool) -> AsyncGenerator[LogLine]:
         """What the Revision's instances wrote: the last `tail` lines of each (None for all that is kept), instances
         that are gone included; with `follow`, then every line to come, without end."""
         ...

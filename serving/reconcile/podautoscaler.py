@@ -16,7 +16,7 @@ from core.resources import Condition, Resource, summarize
 from serving.kpa import KpaState, Phase
 from serving.reconcile.status import condition_of, status_of, unknown
 
-__all__ = ["CONTAINER_HEALTHY", "TIMED_OUT", "Failure", "read_state", "scaling_status"]
+__all__ = ["CONTAINER_HEALTHY", "TIMED_OUT", "Failure", "read_failure", "read_state", "scaling_status"]
 
 CONTAINER_HEALTHY: Final = "ContainerHealthy"
 TIMED_OUT: Final = "TimedOut"
@@ -71,6 +71,12 @@ def read_state(scaler: Resource, *, ready: int, now: float) -> KpaState:
         timed_out=phase == "inactive" and active.reason == TIMED_OUT,
         desired=desired if isinstance(desired, int) else -1,
     )
+
+
+def read_failure(scaler: Resource) -> Failure | None:
+    """Why nothing served when the last process looked; it holds until an instance is ready."""
+    health = condition_of(scaler, CONTAINER_HEALTHY)
+    return Failure(health.reason, health.message) if health is not None and health.status == "False" else None
 
 
 def _active(state: KpaState) -> Condition:

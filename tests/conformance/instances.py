@@ -182,7 +182,7 @@ class InstancesConformance:
             assert await anext(lines) == LogLine(name, "before")
             await harness.write(name, "after")
             assert await anext(lines) == LogLine(name, "after")
-        await lines.aclose()  # type: ignore[attr-defined]  # both are generators, which the port need not promise
+        await lines.aclose()
 
     async def test_the_log_of_an_unknown_revision_is_empty(self, harness: Harness) -> None:
         lines = harness.instances.log("default", "never-there", tail=None, follow=False)
