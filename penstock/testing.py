@@ -79,7 +79,17 @@ class Platform:
         (data / "platform.json").unlink(missing_ok=True)
         log = data / "up.log"
         ports = [f"--{name}-port=0" for name in ("gateway", "broker", "api", "admin")]
-        command = [sys.executable, "-m", "penstock", "up", f"--data={data}", f"--root={root}", *ports, *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            "penstock",
+            "up",
+            "--quiet",
+            f"--data={data}",
+            f"--root={root}",
+            *ports,
+            *arguments,
+        ]
         with log.open("ab") as output:
             process = subprocess.Popen(  # noqa: S603 - our own command
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

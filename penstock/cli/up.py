@@ -120,19 +120,21 @@ async def _run(
 
 async def _serve(places: Places, files: tuple[str, ...], stop: asyncio.Event, *, quiet: bool) -> int:
     """Apply what was asked for, then show events until it is time to stop."""
-    from penstock.cli.screen import show_events  # noqa: PLC0415 - see `up`
-
     if files:
         try:
             await asyncio.to_thread(_apply, places, files)
         except Failure as failure:
             failure.show()
             return failure.exit_code
-    showing = None if quiet else asyncio.create_task(show_events(places), name="show events")
+    if quiet:
+        await stop.wait()
+        return 0
+    from penstock.cli.screen import show_events  # noqa: PLC0415 - see `up`
+
+    showing = asyncio.create_task(show_events(places), name="show events")
     await stop.wait()
-    if showing is not None:
-        showing.cancel()
-        await asyncio.gather(showing, return_exceptions=True)
+    showing.cancel()
+    await asyncio.gather(showing, return_exceptions=True)
     return 0
 
 

@@ -1,0 +1,52 @@
+"""The broker process: takes events, stores them, delivers them. The only writer of the event log."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from broker.log.sqlite import SqliteLog
+from broker.node import BrokerNode
+from broker.resources import KINDS as BROKER_KINDS
+from core.clock import SystemClock
+from core.control.rest import RestStore
+from core.net.client import Client
+from core.net.names import Names
+from core.net.server import HttpServer
+from core.telemetry import Metrics
+from penstock.standalone.process import run_process
+from penstock.standalone.settings import Settings
+
+__all__ = ["compose"]
+
+
+@asynccontextmanager
+async def compose(settings: Settings) -> AsyncIterator[None]:
+    """The ingress, serving, and the dispatchers; on leaving, drained and closed in the reverse order of starting."""
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        log = SqliteLog(Path(settings.data) / "broker" / "log.db")
+        await log.open()
+        stack.push_async_callback(log.close)
+        client = Client()
+        stack.push_async_callback(client.close)
+        node = BrokerNode(
+            store=RestStore(client, settings.api.address, BROKER_KINDS),
+            log=log,
+            ledger=log,
+            client=client,
+            names=Names(gateway=settings.gateway.address, broker=settings.broker.address),
+            clock=SystemClock(),
+            metrics=metrics,
+        )
+        await node.start()
+        stack.push_async_callback(node.drain, settings.drain_s)
+        server = HttpServer(node.handler)
+        await server.start(settings.broker.socket())
+        stack.push_async_callback(server.drain, settings.drain_s)
+        yield
+
+
+if __name__ == "__main__":
+    run_process(compose)

@@ -1,0 +1,112 @@
+"""The control process: API server, reconcilers, garbage collection, autoscaler, instances, and sources."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from broker.reconcile import reconcilers as broker_reconcilers
+from core.clock import SystemClock
+from core.control.gc import GarbageCollector
+from core.control.loop import ControlLoop
+from core.control.sqlite import SqliteStore
+from core.net.client import Client
+from core.net.names import Names
+from core.telemetry import Metrics
+from penstock.apiserver.app import create_app
+from penstock.apiserver.listener import serving
+from penstock.kinds import registry
+from penstock.standalone.process import run_process
+from penstock.standalone.settings import Settings
+from serving.autoscaler import Autoscaler
+from serving.instances.local import LocalProcesses
+from serving.reconcile import reconcilers as serving_reconcilers
+from serving.scaling import ScalingSettings
+from sources.checkpoints import SqliteCheckpoints
+from sources.factories import FACTORIES
+from sources.harness import SourceRunner
+from sources.reconcile import reconcilers as source_reconcilers
+
+__all__ = ["compose"]
+
+log: Final = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def compose(settings: Settings) -> AsyncIterator[None]:
+    """Everything of the control side, serving; on leaving, drained and closed in the reverse order of starting."""
+    clock, metrics, kinds = SystemClock(), Metrics(), registry()
+    data, root = Path(settings.data), Path(settings.root)
+    async with AsyncExitStack() as stack:
+        store = SqliteStore(data / "store.db", clock=clock)
+        stack.callback(store.close)
+        client = Client()
+        stack.push_async_callback(client.close)
+        instances = LocalProcesses(directory=data / "instances", root=root, environment=dict(os.environ))
+        await instances.start()
+        stack.push_async_callback(instances.close)
+        loop = ControlLoop(
+            store,
+            (*broker_reconcilers(), *source_reconcilers(), *serving_reconcilers(url_suffix=settings.url_suffix)),
+            clock,
+            also_follow=(kind.ref for kind in kinds),
+            metrics=metrics,
+        )
+        collector = GarbageCollector(store, loop.follower, metrics=metrics)
+        autoscaler = Autoscaler(
+            store=store,
+            follower=loop.follower,
+            instances=instances,
+            clock=clock,
+            settings=ScalingSettings(),
+            metrics=metrics,
+        )
+        checkpoints = SqliteCheckpoints(data / "sources" / "checkpoints.db")
+        stack.push_async_callback(checkpoints.close)
+        sources = SourceRunner(
+            store=store,
+            factories=FACTORIES,
+            requester=client,
+            names=Names(gateway=settings.gateway.address, broker=settings.broker.address),
+            checkpoints=checkpoints,
+            clock=clock,
+            metrics=metrics,
+            root=root,
+        )
+        app = create_app(store=store, registry=kinds, clock=clock, metrics=metrics, extra_routers=())
+        await stack.enter_async_context(serving(app, settings.api.socket(), drain_s=settings.drain_s))
+        await stack.enter_async_context(
+            _running(reconcile=loop.run(), collect=collector.run(), scale=autoscaler.run(), emit=sources.run())
+        )
+        yield
+
+
+@asynccontextmanager
+async def _running(**work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """These coroutines, each in a task, until leaving. One that ends by itself ends the process: it is restarted."""
+    tasks = [asyncio.create_task(each, name=name) for name, each in work.items()]
+    for task in tasks:
+        task.add_done_callback(_must_go_on)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.remove_done_callback(_must_go_on)
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _must_go_on(task: asyncio.Task[None]) -> None:
+    error = None if task.cancelled() else task.exception()
+    log.critical("part of the control process ended", exc_info=error, extra={"facts": {"part": task.get_name()}})
+    # Not an orderly end: what runs on would pretend to be whole. The supervisor starts a new process at once.
+    os._exit(70)
+
+
+if __name__ == "__main__":
+    run_process(compose)
