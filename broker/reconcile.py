@@ -1,12 +1,14 @@
-"""The reconcilers of this plane: where a Broker is, and what a Trigger's references resolve to.
+"""The reconcilers of Broker and Trigger: addresses, resolved destinations, and conditions with Knative's names.
 
-Conditions, reasons and their order are those of knative/eventing `pkg/apis/eventing/v1/broker_lifecycle.go` and
-`trigger_lifecycle.go`. Deciding is all there is to it: the broker process follows the same resources for itself.
+Sources: knative/specs `eventing/control-plane.md` ("Broker Lifecycle", "Trigger Lifecycle", "Destination resolution");
+condition types and reasons of knative/eventing `pkg/apis/eventing/v1/{broker,trigger}_lifecycle.go` and
+`pkg/reconciler/broker/trigger`. Conditions of Knative's own parts that do not exist here (its channel, its filter and
+ingress deployments) are left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -26,26 +28,32 @@ from core.resources import (
     summarize,
 )
 
-__all__ = ["ADDRESSABLES", "INGRESS_HOST", "BrokerReconciler", "TriggerReconciler", "reconcilers"]
+__all__ = ["ADDRESSABLES", "DEPENDENCIES", "INGRESS_URL", "BrokerReconciler", "TriggerReconciler", "reconcilers"]
 
-#: The ingress' cluster name in Knative; senders of the platform route it by name (`core.net.names`).
-INGRESS_HOST: Final = "broker-ingress.knative-eventing.svc.cluster.local"
-#: Kinds that a subscriber or a dead-letter sink may refer to. A Kubernetes Service needs no looking up.
-ADDRESSABLES: Final = (
-    KindRef("serving.knative.dev", "v1", "Service"),
-    KindRef("serving.knative.dev", "v1", "Route"),
-    BROKER,
+#: Where all Brokers are; a Broker's own address is ``<this>/<namespace>/<name>``.
+INGRESS_URL: Final = "http://broker-ingress.knative-eventing.svc.cluster.local"
+
+#: Other kinds that a subscriber or a dead-letter sink may refer to. A Kubernetes Service needs no looking up: its name
+#: is its address.
+ADDRESSABLES: Final = (KindRef("serving.knative.dev", "v1", "Service"), KindRef("serving.knative.dev", "v1", "Route"))
+#: Kinds that a Trigger may depend on (``knative.dev/dependency``).
+DEPENDENCIES: Final = (
+    KindRef("sources.knative.dev", "v1", "PingSource"),
+    KindRef("sources.penstock.dev", "v1alpha1", "ObjectStoreSource"),
 )
+
+#: After which a Broker whose dead-letter sink does not resolve is looked at again.
+LOOK_AGAIN_S: Final = 5.0
 
 Related = Mapping[KindRef, Callable[[Resource, View], Iterable[Key]]]
 
 
 class BrokerReconciler:
-    """A Broker is ready once it has an address and its dead-letter sink, if it names one, is known."""
+    """Gives a Broker its address and resolves its dead-letter sink."""
 
-    def __init__(self, *, ingress_host: str = INGRESS_HOST) -> None:
-        self._ingress_host = ingress_host
-        self._related: Related = dict.fromkeys((kind for kind in ADDRESSABLES if kind != BROKER), self._referring)
+    def __init__(self, *, ingress_url: str = INGRESS_URL, addressables: Iterable[KindRef] = ADDRESSABLES) -> None:
+        self._ingress_url = ingress_url.rstrip("/")
+        self._related: Related = dict.fromkeys(addressables, _brokers_of)
 
     @property
     def kind(self) -> KindRef:
@@ -56,28 +64,29 @@ class BrokerReconciler:
         return self._related
 
     def decide(self, resource: Resource, view: View, now: float) -> Outcome:
-        """The address is the same from the start: the ingress answers 404 until it has seen the Broker."""
         meta = resource.meta
-        delivery = msgspec.convert(resource.spec, BrokerShape).delivery
-        status: dict[str, Any] = {"observedGeneration": meta.generation}
-        status["address"] = {"name": "http", "url": f"http://{self._ingress_host}/{meta.namespace}/{meta.name}"}
-        found = (
-            Condition(type="Addressable", status="True"),
-            _dead_letter_sink(delivery, meta.namespace, view, status),
-        )
-        return _outcome(resource, status, found, now)
-
-    def _referring(self, referent: Resource, view: View) -> Iterator[Key]:
-        for broker in view.list(BROKER):
-            if referent.key in _sinks(msgspec.convert(broker.spec, BrokerShape).delivery, broker.meta.namespace):
-                yield broker.key
+        status: dict[str, Any] = {
+            "observedGeneration": meta.generation,
+            "address": {"name": "http", "url": f"{self._ingress_url}/{meta.namespace}/{meta.name}"},
+        }
+        shape = msgspec.convert(resource.spec, BrokerShape)
+        sink = _sink_condition(_sink(shape.delivery), meta.namespace, view, status)
+        found = summarize("Ready", (Condition(type="Addressable", status="True"), sink))
+        status["conditions"] = merge_conditions(_conditions(resource), found, now)
+        # Another Broker may be the sink; nobody tells a Broker of other Brokers, so it looks again by itself.
+        return Outcome(status=status, again_in_s=None if sink.status == "True" else LOOK_AGAIN_S)
 
 
 class TriggerReconciler:
-    """A Trigger is ready once its Broker is, its subscriber and dead-letter sink are known, and its dependency is."""
+    """Resolves a Trigger's subscriber and dead-letter sink, and says whether its Broker and dependency are ready."""
 
-    def __init__(self) -> None:
-        self._related: Related = dict.fromkeys(ADDRESSABLES, self._referring)
+    def __init__(
+        self, *, addressables: Iterable[KindRef] = ADDRESSABLES, dependencies: Iterable[KindRef] = DEPENDENCIES
+    ) -> None:
+        related: dict[KindRef, Callable[[Resource, View], Iterable[Key]]] = dict.fromkeys(addressables, _triggers_of)
+        related |= dict.fromkeys(dependencies, _dependents_of)
+        related[BROKER] = _triggers_of_broker
+        self._related: Related = related
 
     @property
     def kind(self) -> KindRef:
@@ -88,97 +97,183 @@ class TriggerReconciler:
         return self._related
 
     def decide(self, resource: Resource, view: View, now: float) -> Outcome:
-        """`status.subscriberUri` is what the broker process delivers to; it stays out while it cannot be resolved."""
-        spec, namespace = msgspec.convert(resource.spec, TriggerShape), resource.meta.namespace
+        shape = msgspec.convert(resource.spec, TriggerShape)
+        namespace = resource.meta.namespace
         status: dict[str, Any] = {"observedGeneration": resource.meta.generation}
-        broker = _broker_ready(Key(BROKER, namespace, spec.broker), view)
-        found = (
-            broker,
-            _dependency(resource, view),
-            _subscriber(spec.subscriber, namespace, view, status),
-            _dead_letter_sink(spec.delivery, namespace, view, status),
-            # There is no Subscription behind a Trigger here: the dispatcher takes it up with the Broker.
-            msgspec.structs.replace(broker, type="SubscriptionReady"),
+        broker = view.get(Key(BROKER, namespace, shape.broker))
+        subscriber = _subscriber_condition(shape, namespace, view, status)
+        conditions = (
+            _broker_condition(shape.broker, broker),
+            subscriber,
+            _dead_letter_condition(shape, broker, namespace, view, status),
+            _dependency_condition(resource, view),
+            _subscription_condition(broker, subscriber),
         )
-        return _outcome(resource, status, found, now)
-
-    def _referring(self, referent: Resource, view: View) -> Iterator[Key]:
-        for trigger in view.list(TRIGGER):
-            spec, namespace = msgspec.convert(trigger.spec, TriggerShape), trigger.meta.namespace
-            keys = {Key(BROKER, namespace, spec.broker), *_sinks(spec.delivery, namespace)}
-            keys |= set(_keys(spec.subscriber, namespace))
-            if referent.key in keys:
-                yield trigger.key
+        status["conditions"] = merge_conditions(_conditions(resource), summarize("Ready", conditions), now)
+        return Outcome(status=status)
 
 
-def reconcilers() -> tuple[BrokerReconciler, TriggerReconciler]:
-    """One for each kind of this plane. The control loop must know the kinds in `ADDRESSABLES`."""
-    return BrokerReconciler(), TriggerReconciler()
+def reconcilers(
+    *,
+    ingress_url: str = INGRESS_URL,
+    addressables: Iterable[KindRef] = ADDRESSABLES,
+    dependencies: Iterable[KindRef] = DEPENDENCIES,
+) -> tuple[BrokerReconciler, TriggerReconciler]:
+    """Both reconcilers of this plane. The control loop must know the kinds named."""
+    kinds = tuple(addressables)
+    return (
+        BrokerReconciler(ingress_url=ingress_url, addressables=kinds),
+        TriggerReconciler(addressables=kinds, dependencies=dependencies),
+    )
 
 
-def _outcome(resource: Resource, status: dict[str, Any], found: Iterable[Condition], now: float) -> Outcome:
-    before = resource.status.get("conditions") or ()
-    return Outcome(status={**status, "conditions": merge_conditions(before, summarize("Ready", found), now)})
+# ---- conditions
 
 
-def _broker_ready(key: Key, view: View) -> Condition:
-    broker = view.get(key)
+def _broker_condition(name: str, broker: Resource | None) -> Condition:
     if broker is None:
-        message = (
-            f'Broker "{key.name}" does not exist in namespace "{key.namespace}". Create it, or correct spec.broker.'
-        )
+        message = f'Broker "{name}" does not exist. Create it, or correct spec.broker.'
         return Condition(type="BrokerReady", status="False", reason="BrokerDoesNotExist", message=message)
-    ready = is_ready(broker.status, broker.meta.generation)
-    if ready == "True":
+    ready = _ready_of(broker)
+    if ready.get("status") == "True":
         return Condition(type="BrokerReady", status="True")
-    message = f'Broker "{key.name}" is not ready; see its conditions.'
-    return Condition(type="BrokerReady", status=ready, reason="BrokerNotReady", message=message)
+    if not ready:
+        message = "Broker has not yet been reconciled."
+        return Condition(type="BrokerReady", status="Unknown", reason="BrokerNotConfigured", message=message)
+    reason, message = ready.get("reason") or "BrokerNotReady", ready.get("message") or "The Broker is not ready."
+    return Condition(type="BrokerReady", status="False", reason=reason, message=message)
 
 
-def _dependency(resource: Resource, view: View) -> Condition:
-    reference = dependency_of(resource)
-    if reference is None:
-        return Condition(type="DependencyReady", status="True")
-    kind = KindRef.parse(reference.api_version, reference.kind)
-    found = view.get(Key(kind, reference.namespace or resource.meta.namespace, reference.name))
-    if found is None:
-        message = f'{reference.kind} "{reference.name}" does not exist.'
-        return Condition(type="DependencyReady", status="False", reason="DependencyDoesNotExist", message=message)
-    ready = is_ready(found.status, found.meta.generation)
-    if ready == "True":
-        return Condition(type="DependencyReady", status="True")
-    message = f'{reference.kind} "{reference.name}" is not ready; see its conditions.'
-    return Condition(type="DependencyReady", status=ready, reason="DependencyNotReady", message=message)
-
-
-def _subscriber(wanted: Destination | None, namespace: str, view: View, status: dict[str, Any]) -> Condition:
+def _subscriber_condition(shape: TriggerShape, namespace: str, view: View, status: dict[str, Any]) -> Condition:
     try:
-        if wanted is None:
-            raise Unresolved("NoSubscriber", "The Trigger names no subscriber. Set spec.subscriber.")
-        status["subscriberUri"] = resolve(wanted, namespace, view.get)
+        if shape.subscriber is None:
+            raise Unresolved("NoDestination", "spec.subscriber is not given.")
+        status["subscriberUri"] = resolve(shape.subscriber, namespace, view.get)
     except Unresolved as error:
         return Condition(type="SubscriberResolved", status="False", reason=error.reason, message=str(error))
     return Condition(type="SubscriberResolved", status="True")
 
 
-def _dead_letter_sink(delivery: DeliveryShape | None, namespace: str, view: View, status: dict[str, Any]) -> Condition:
-    name = "DeadLetterSinkResolved"
-    if delivery is None or delivery.dead_letter_sink is None:
-        return Condition(type=name, status="True", reason="DeadLetterSinkNotConfigured")
+def _dead_letter_condition(
+    shape: TriggerShape, broker: Resource | None, namespace: str, view: View, status: dict[str, Any]
+) -> Condition:
+    own = _sink(shape.delivery)
+    if own is not None or broker is None:
+        return _sink_condition(own, namespace, view, status)
+    brokers = _sink(msgspec.convert(broker.spec, BrokerShape).delivery)
+    if brokers is None:
+        return _sink_condition(None, namespace, view, status)
+    uri = broker.status.get("deadLetterSinkUri")
+    if uri:
+        status["deadLetterSinkUri"] = uri
+        return Condition(type="DeadLetterSinkResolved", status="True")
+    message = f'Broker "{broker.meta.name}" has not resolved its dead-letter sink; see its conditions.'
+    reason = "BrokerDeadLetterSinkNotResolved"
+    return Condition(type="DeadLetterSinkResolved", status="False", reason=reason, message=message)
+
+
+def _sink_condition(sink: Destination | None, namespace: str, view: View, status: dict[str, Any]) -> Condition:
+    kind = "DeadLetterSinkResolved"
+    if sink is None:
+        reason, message = "DeadLetterSinkNotConfigured", "No dead letter sink is configured."
+        return Condition(type=kind, status="True", reason=reason, message=message)
     try:
-        status["deadLetterSinkUri"] = resolve(delivery.dead_letter_sink, namespace, view.get)
+        status["deadLetterSinkUri"] = resolve(sink, namespace, view.get)
     except Unresolved as error:
-        return Condition(type=name, status="False", reason=error.reason, message=str(error))
-    return Condition(type=name, status="True")
+        return Condition(type=kind, status="False", reason=error.reason, message=str(error))
+    return Condition(type=kind, status="True")
 
 
-def _sinks(delivery: DeliveryShape | None, namespace: str) -> tuple[Key, ...]:
-    return _keys(delivery.dead_letter_sink, namespace) if delivery is not None else ()
+def _dependency_condition(resource: Resource, view: View) -> Condition:
+    kind = "DependencyReady"
+    try:
+        reference = dependency_of(resource)
+    except ValueError as error:
+        return Condition(type=kind, status="False", reason="ReferenceError", message=str(error))
+    if reference is None:
+        return Condition(type=kind, status="True")
+    key = Key(KindRef.parse(reference.api_version, reference.kind), resource.meta.namespace, reference.name)
+    dependency = view.get(key)
+    if dependency is None:
+        message = f"{key} does not exist, or is of a kind that nothing can depend on here."
+        return Condition(type=kind, status="False", reason="DependencyDoesNotExist", message=message)
+    if dependency.status.get("observedGeneration") != dependency.meta.generation:
+        message = f"The status of {key} speaks of an older generation."
+        return Condition(type=kind, status="Unknown", reason="GenerationNotEqual", message=message)
+    ready = _ready_of(dependency)
+    if not ready:
+        message = "Dependency has not yet been reconciled."
+        return Condition(type=kind, status="Unknown", reason="DependencyNotConfigured", message=message)
+    if ready.get("status") == "True":
+        return Condition(type=kind, status="True")
+    reason, message = ready.get("reason") or "DependencyNotReady", ready.get("message") or f"{key} is not ready."
+    status: Any = "False" if ready.get("status") == "False" else "Unknown"
+    return Condition(type=kind, status=status, reason=reason, message=message)
 
 
-def _keys(destination: Destination | None, namespace: str) -> tuple[Key, ...]:
-    """What a destination refers to: at most one resource."""
-    if destination is None or destination.ref is None:
-        return ()
-    ref = destination.ref
-    return (Key(KindRef.parse(ref.api_version or f"{ref.group}/v1", ref.kind), ref.namespace or namespace, ref.name),)
+def _subscription_condition(broker: Resource | None, subscriber: Condition) -> Condition:
+    """Whether the Broker delivers to the subscriber: it does once both are there."""
+    if broker is not None and is_ready(broker.status, broker.meta.generation) == "True" and subscriber.status == "True":
+        return Condition(type="SubscriptionReady", status="True")
+    message = "The Broker delivers once it is ready and the subscriber has an address."
+    return Condition(type="SubscriptionReady", status="Unknown", reason="SubscriptionNotConfigured", message=message)
+
+
+# ---- who has to be looked at again
+
+
+def _brokers_of(changed: Resource, view: View) -> Iterable[Key]:
+    """The Brokers whose dead letters go to `changed`."""
+    for broker in view.list(BROKER):
+        if _refers(_sink(msgspec.convert(broker.spec, BrokerShape).delivery), changed, broker.meta.namespace):
+            yield broker.key
+
+
+def _triggers_of(changed: Resource, view: View) -> Iterable[Key]:
+    """The Triggers whose events or dead letters go to `changed`."""
+    for trigger in view.list(TRIGGER):
+        shape = msgspec.convert(trigger.spec, TriggerShape)
+        namespace = trigger.meta.namespace
+        if _refers(shape.subscriber, changed, namespace) or _refers(_sink(shape.delivery), changed, namespace):
+            yield trigger.key
+
+
+def _triggers_of_broker(broker: Resource, view: View) -> Iterable[Key]:
+    """A Broker's own Triggers, and those that send to it."""
+    for trigger in view.list(TRIGGER, broker.meta.namespace):
+        if trigger.spec.get("broker") == broker.meta.name:
+            yield trigger.key
+    yield from _triggers_of(broker, view)
+
+
+def _dependents_of(changed: Resource, view: View) -> Iterable[Key]:
+    """The Triggers that depend on `changed`."""
+    for trigger in view.list(TRIGGER, changed.meta.namespace):
+        try:
+            reference = dependency_of(trigger)
+        except ValueError:
+            continue  # its own condition says so
+        if reference is not None and (reference.kind, reference.name) == (changed.ref.kind, changed.meta.name):
+            yield trigger.key
+
+
+def _refers(destination: Destination | None, to: Resource, namespace: str) -> bool:
+    ref = destination.ref if destination is not None else None
+    if ref is None or ref.name != to.meta.name or ref.kind != to.ref.kind:
+        return False
+    return (ref.namespace or namespace) == to.meta.namespace
+
+
+def _sink(delivery: DeliveryShape | None) -> Destination | None:
+    return delivery.dead_letter_sink if delivery is not None else None
+
+
+def _ready_of(resource: Resource) -> Mapping[str, Any]:
+    for entry in _conditions(resource):
+        if entry.get("type") == "Ready":
+            return entry
+    return {}
+
+
+def _conditions(resource: Resource) -> list[Mapping[str, Any]]:
+    return resource.status.get("conditions") or []

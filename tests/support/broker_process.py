@@ -19,8 +19,8 @@ from broker.log.sqlite import SqliteLog
 from broker.node import BrokerNode
 from broker.resources import BROKER, TRIGGER
 from core.clock import SystemClock
-from core.control.port import Listing
 from core.control.memory import MemoryStore
+from core.control.port import Listing
 from core.net.client import Client
 from core.net.names import Names
 from core.net.server import HttpServer

@@ -1,0 +1,199 @@
+"""Reads the SQLite event log for people: what arrived, and what became of it. For any process, beside the writer."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from broker.ledger import OUTCOMES, Attempt
+from broker.log import schema
+from broker.log.port import Position, Record
+from core.errors import Corrupt, Unavailable
+
+__all__ = ["Delivery", "Found", "LogReader", "Slice"]
+
+#: Rows looked at for one answer where a filter on the type leaves most of them out.
+MAX_SCANNED: Final = 20_000
+#: Events whose deliveries are read in one statement.
+_TOGETHER: Final = 500
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """The attempts to deliver one event for one subscription, oldest first. `name` is the Trigger's."""
+
+    uid: str
+    name: str
+    attempts: tuple[Attempt, ...]
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A stored event; `record` None where its bytes are not what was written."""
+
+    seq: int
+    broker: str
+    at: float
+    size: int
+    record: Record | None
+
+
+class Slice(msgspec.Struct, frozen=True):
+    """Events in order, and the position to ask on from."""
+
+    events: tuple[Found, ...]
+    next: int
+
+
+class LogReader:
+    """The log in the file at `path`, which need not exist yet: then it is empty. Each call is one consistent reading.
+
+    All methods raise Unavailable where the file cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def newest(
+        self,
+        limit: int,
+        *,
+        namespace: str | None = None,
+        broker: str | None = None,
+        type: str | None = None,  # noqa: A002 - the attribute's name
+    ) -> Slice:
+        """The last `limit` events that match."""
+        return self._slice("ORDER BY seq DESC", (), limit, _wanted(namespace, broker), type)
+
+    def after(
+        self,
+        seq: int,
+        limit: int,
+        *,
+        namespace: str | None = None,
+        broker: str | None = None,
+        type: str | None = None,  # noqa: A002 - the attribute's name
+    ) -> Slice:
+        """The first `limit` events after a position that match."""
+        return self._slice("ORDER BY seq", (seq,), limit, _wanted(namespace, broker), type)
+
+    def by_id(self, event_id: str) -> tuple[Found, ...]:
+        """Every event of that id: an id is unique only together with its source, and an event can be sent twice."""
+        indexed = "seq IN (SELECT seq FROM ids WHERE hash = ?)"
+        newer = "seq > (SELECT value FROM meta WHERE name = 'indexed') AND id_hash = ?"
+        sql = f"{_SELECT} WHERE {indexed} OR ({newer}) ORDER BY seq"
+        hashed = schema.id_hash(event_id)
+        with self._open() as connection:
+            if connection is None:
+                return ()
+            found = list(_rows(connection, sql, (hashed, hashed)))
+        return tuple(each for each in found if each.record and each.record.entry.attributes["id"] == event_id)
+
+    def replies(self, seq: int) -> tuple[Found, ...]:
+        """The events that subscribers answered this one with."""
+        with self._open() as connection:
+            if connection is None:
+                return ()
+            return tuple(_rows(connection, f"{_SELECT} WHERE cause = ? ORDER BY seq", (seq,)))
+
+    def deliveries(self, seqs: Sequence[int]) -> dict[int, tuple[Delivery, ...]]:
+        """What became of these events, by position."""
+        found: dict[int, dict[int, list[Attempt]]] = {}
+        with self._open() as connection:
+            if connection is None:
+                return {}
+            names = {row[0]: (row[1], row[2]) for row in connection.execute("SELECT id, uid, name FROM subscriptions")}
+            for start in range(0, len(seqs), _TOGETHER):
+                part = tuple(seqs[start : start + _TOGETHER])
+                marks = ", ".join("?" * len(part))
+                sql = f"SELECT * FROM attempts WHERE seq IN ({marks}) ORDER BY seq, subscription, at, number"  # noqa: S608 - question marks
+                for seq, subscription, at, number, status, latency, outcome, reason in connection.execute(sql, part):
+                    uid = names.get(subscription, ("", ""))[0]
+                    attempt = Attempt(seq, uid, at / 1e6, number, status, latency / 1e6, OUTCOMES[outcome], reason)
+                    found.setdefault(seq, {}).setdefault(subscription, []).append(attempt)
+        return {
+            seq: tuple(Delivery(*names.get(number, ("", "")), tuple(attempts)) for number, attempts in held.items())
+            for seq, held in found.items()
+        }
+
+    def positions(self) -> dict[str, Position]:
+        """How far each subscription is, by uid, as it was last kept."""
+        with self._open() as connection:
+            if connection is None:
+                return {}
+            rows = connection.execute("SELECT uid, through, open FROM subscriptions WHERE kept = 1")
+            return {uid: Position(through, schema.unpack_open(opened)) for uid, through, opened in rows}
+
+    def _slice(
+        self,
+        order: str,
+        after: tuple[int, ...],
+        limit: int,
+        wanted: Callable[[str], bool] | None,
+        type_: str | None,
+    ) -> Slice:
+        with self._open() as connection:
+            if connection is None:
+                return Slice((), after[0] if after else 0)
+            conditions = ["seq > ?"] if after else []
+            if wanted is not None:
+                rows = connection.execute("SELECT id, name FROM brokers")
+                numbers = ", ".join(str(number) for number, name in rows if wanted(name))
+                conditions.append(f"broker IN ({numbers})")
+            where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+            scanned = limit if type_ is None else MAX_SCANNED
+            sql = f"{_SELECT} {where} {order} LIMIT {scanned}"
+            events, last = [], after[0] if after else 0
+            for found in _rows(connection, sql, after):
+                last = max(last, found.seq)
+                if type_ is None or (found.record is not None and found.record.entry.attributes["type"] == type_):
+                    events.append(found)
+                    if len(events) == limit:
+                        break
+        return Slice(tuple(sorted(events, key=lambda found: found.seq)), last)
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection | None]:
+        """A connection in one read transaction; None where there is no log yet."""
+        if not self._path.exists():
+            yield None
+            return
+        try:
+            with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, isolation_level=None)) as connection:
+                connection.execute("BEGIN")
+                (held,) = connection.execute("PRAGMA user_version").fetchone()
+                yield connection if held == schema.FORMAT else None
+        except sqlite3.Error as error:
+            raise Unavailable(f"The event log cannot be read now: {error}.") from error
+
+
+_SELECT: Final = f"{schema.SELECT_EVENT[: -len(' FROM events')]}, broker FROM events"
+
+
+def _rows(connection: sqlite3.Connection, sql: str, values: tuple[int, ...]) -> Iterator[Found]:
+    brokers = dict(connection.execute("SELECT id, name FROM brokers"))
+    uids = dict(connection.execute("SELECT id, uid FROM subscriptions"))
+    row: tuple[Any, ...]
+    for row in connection.execute(sql, values):
+        name = brokers.get(row[8], "")
+        record: Record | None
+        try:
+            record = schema.record_of(row[:8], name, uids.get(row[5]))
+        except Corrupt:
+            record = None
+        yield Found(row[0], name, row[1] / 1e6, len(row[7]), record)
+
+
+def _wanted(namespace: str | None, broker: str | None) -> Callable[[str], bool] | None:
+    """Which Brokers are asked for; None for all."""
+    if namespace is None and broker is None:
+        return None
+
+    def wanted(name: str) -> bool:
+        held_namespace, _, held_name = name.partition("/")
+        return namespace in (None, held_namespace) and broker in (None, held_name)
+
+    return wanted
