@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 from core.net.client import Client, ClientLimits
@@ -110,20 +110,33 @@ async def raw_server(serve: Callable[[Raw], Awaitable[None]]) -> AsyncIterator[t
             await connection.close()
 
 
+async def turns_until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until `condition` holds."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():  # noqa: ASYNC110 - what is waited for sets no event
+            await asyncio.sleep(0)
+
+
 class Deaf(asyncio.Transport):
     """A transport without a socket: remembers what was written and asked of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: asyncio.Protocol) -> None:
         super().__init__()
+        self.protocol = protocol
         self.written = bytearray()
         self.reading = True
         self.closed = False
         self.ended = False
         self.aborted = False
         self.unsent = 0
+        protocol.connection_made(self)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.written += data
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        for data in list_of_data:
+            self.write(data)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return ("127.0.0.1", 1) if name == "peername" else default
@@ -147,16 +160,27 @@ class Deaf(asyncio.Transport):
         self.ended = True
 
     def close(self) -> None:
-        self.closed = True
+        if not self.closed:
+            self.closed = True
+            asyncio.get_running_loop().call_soon(self.protocol.connection_lost, None)
 
     def abort(self) -> None:
-        self.closed = self.aborted = True
+        self.aborted = True
+        self.close()
 
     def take(self) -> bytes:
         """What was written since the last time."""
         data = bytes(self.written)
         self.written.clear()
         return data
+
+    async def feed(self, data: bytes) -> None:
+        """Bytes arrive, once the protocol reads."""
+        for _ in range(10):
+            if self.reading:
+                break
+            await asyncio.sleep(0)
+        self.protocol.data_received(data)
 
 
 class Heard:

