@@ -23,6 +23,7 @@ from penstock.apiserver.listener import serving
 from penstock.kinds import registry
 from penstock.standalone.process import run_process
 from penstock.standalone.settings import Settings
+from serving.app import create_router as serving_router
 from serving.autoscaler import Autoscaler
 from serving.instances.local import LocalProcesses
 from serving.reconcile import reconcilers as serving_reconcilers
@@ -78,7 +79,8 @@ async def compose(settings: Settings) -> AsyncIterator[None]:
             metrics=metrics,
             root=root,
         )
-        app = create_app(store=store, registry=kinds, clock=clock, metrics=metrics, extra_routers=())
+        routers = (serving_router(autoscaler=autoscaler, instances=instances),)
+        app = create_app(store=store, registry=kinds, clock=clock, metrics=metrics, extra_routers=routers)
         await stack.enter_async_context(serving(app, settings.api.socket(), drain_s=settings.drain_s))
         await stack.enter_async_context(
             _running(reconcile=loop.run(), collect=collector.run(), scale=autoscaler.run(), emit=sources.run())
