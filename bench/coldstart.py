@@ -96,8 +96,10 @@ def run(options: Options) -> Measured:
             idle = _memory(platform)
             hosts = _services(platform, folder / "function", count, options)
             gateway = address(platform.places.gateway)
-            cold = [_visit(gateway, host) for host in hosts]
-            warm = [_visit(gateway, host) for host in hosts]
+            cold, warm = [], []
+            for host in hosts:
+                cold.append(_visit(gateway, host))
+                warm.append(_visit(gateway, host))
             options.progress("cold: " + ", ".join(f"{each.ms:.0f}" for each in cold) + " ms")
             _await_zero(platform)
             after = _memory(platform)

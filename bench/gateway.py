@@ -7,6 +7,7 @@ same nginx configuration answering 13 bytes, so that the function costs next to 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -86,17 +87,30 @@ def _gateway(platform: Platform, folder: Path, load: Load) -> Subject:
 def _open_loops(
     load: Load, options: Options, far: Nginx, nginx: Subject, platform: Platform, request: Request
 ) -> dict[str, OpenResult]:
-    """The same rate to the far end directly, through nginx, and through the gateway, one after the other."""
-    gateway = address(platform.places.gateway)
+    """The same rate to the far end directly, through nginx, and through the gateway, in turns: what disturbs the
+    machine for a second then disturbs all three."""
     proxy = ("127.0.0.1", int(nginx.target.rpartition(" ")[2]))
-    results = {}
-    for name, (host, port) in (("direct", ("127.0.0.1", far.port)), ("nginx", proxy), ("gateway", gateway)):
+    servers = {"direct": ("127.0.0.1", far.port), "nginx": proxy, "gateway": address(platform.places.gateway)}
+    turns: dict[str, list[OpenResult]] = {name: [] for name in servers}
+    for name, (host, port) in servers.items():
         load.connect(Connect(target=name, host=host, port=port, connections=CONNECTIONS))
-        command = Open(
-            target=name, count=options.size(8_000, 1_000), rate_per_s=RATE_PER_S, request=request, expect=200
-        )
-        results[name] = load.open(command)
-    return results
+    for _ in range(options.size(8, 2)):
+        for name, results in turns.items():
+            results.append(
+                load.open(Open(target=name, count=1_000, rate_per_s=RATE_PER_S, request=request, expect=200))
+            )
+    return {name: _together(results) for name, results in turns.items()}
+
+
+def _together(results: list[OpenResult]) -> OpenResult:
+    failures: Counter[str] = Counter()
+    for each in results:
+        failures.update(each.failures)
+    return OpenResult(
+        latencies_s=[value for each in results for value in each.latencies_s],
+        late_s=[value for each in results for value in each.late_s],
+        failures=dict(failures),
+    )
 
 
 def _measured(
