@@ -28,7 +28,7 @@ SWEEP_EVERY_S: Final = 0.1
 #: A publisher's request to the broker that takes longer is answered 504, and the publisher tries again.
 BROKER_LIMITS: Final = RevisionLimits(timeout_s=60.0)
 _BROKER_PREFIX: Final = b"broker-ingress."
-_BROKER_KEY: Final = RevisionKey("", "broker-ingress")
+_BROKER_KEY: Final = RevisionKey("knative-eventing", "broker-ingress")
 
 #: Host headers that are remembered as they came; the whole memory is dropped when full.
 MAX_REMEMBERED_HOSTS: Final = 4096

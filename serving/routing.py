@@ -256,8 +256,8 @@ def _own_hosts(route: Resource, status: _RouteStatus) -> Iterator[tuple[bytes, R
     shares = [(RevisionKey(namespace, t.revision_name), t.percent or 0) for t in status.traffic if t.revision_name]
     target = RouteTarget.of(f"{namespace}/{name}", shares)
     for url in (status.url, status.address.url if status.address else ""):
-        if host := urlsplit(url).hostname:
-            yield host.encode(), target
+        if host := _hostname(url):
+            yield host, target
     for suffix in _suffixes(route):
         yield f"{name}.{namespace}{suffix}".encode(), target
 
@@ -269,10 +269,18 @@ def _tag_hosts(route: Resource, status: _RouteStatus) -> Iterator[tuple[bytes, R
         if not (traffic.tag and traffic.revision_name):
             continue
         target = RouteTarget.of(f"{namespace}/{name}", [(RevisionKey(namespace, traffic.revision_name), 1)])
-        if host := urlsplit(traffic.url).hostname:
-            yield host.encode(), target
+        if host := _hostname(traffic.url):
+            yield host, target
         for suffix in _suffixes(route):
             yield f"{traffic.tag}-{name}.{namespace}{suffix}".encode(), target
+
+
+def _hostname(url: str) -> bytes:
+    """The host of a URL in a status; empty where there is none to be read."""
+    try:
+        return (urlsplit(url).hostname or "").encode()
+    except ValueError:
+        return b""
 
 
 def _suffixes(route: Resource) -> tuple[str, ...]:

@@ -149,6 +149,14 @@ def test_a_cluster_local_route_has_no_name_outside() -> None:
         table.lookup(b"app.shop.localhost")
 
 
+@pytest.mark.parametrize("url", ["", "http://[bad", "not a url", "http://"])
+def test_a_url_that_cannot_be_read_takes_no_name_away(url: str) -> None:
+    table = snapshot(route("app", V1, {"revisionName": "app-2", "tag": "next", "url": url}, status={"url": url})).table
+    assert table.lookup(b"app.shop").choices
+    assert table.lookup(b"next-app.shop").choices
+    assert b"" not in table.hosts
+
+
 def test_a_route_without_traffic_is_known_and_leads_nowhere_yet() -> None:
     assert snapshot(route("app")).table.lookup(b"app.shop").choices == ()
 
