@@ -12,8 +12,8 @@ import pytest
 
 from core.net.types import ConnectFailed, ConnectionLost, NetError, ResponseInvalid
 from serving.routing import RevisionLimits
+from tests.support.gateway_world import APP, NEXT, Attempt, Outside, World
 from tests.support.virtual_time import run_virtual
-from tests.unit.test_serving_gateway import APP, NEXT, Attempt, Outside, World
 
 LIMIT = 3
 TIMEOUT_S = 20.0
