@@ -85,7 +85,7 @@ class Platform:
             "penstock",
             "up",
             "--quiet",
-            f"--data={data}",
+            f"--data-dir={data}",
             f"--root={root}",
             *ports,
             *arguments,

@@ -101,7 +101,7 @@ class RestApi:
     async def _on_collection(self, target: Target, request: ApiRequest) -> Reply | Stream:
         match request.method:
             case "GET" | "HEAD":
-                if request.query and request.flag("watch"):
+                if _is_watch(request):
                     return self._reading.watch(target, request)
                 return await self._reading.list(target, request)
             case "POST":
@@ -115,7 +115,7 @@ class RestApi:
     async def _on_object(self, target: Target, request: ApiRequest) -> Reply | Stream:
         match request.method:
             case "GET" | "HEAD":
-                if request.query and request.flag("watch"):
+                if _is_watch(request):
                     return self._reading.watch(target, request)
                 return await self._reading.get(target, request)
             case "PUT":
@@ -137,6 +137,11 @@ class RestApi:
             case "PATCH":
                 return await self._writing.patch(target, request)
         raise _not_allowed(request, _STATUS_METHODS)
+
+
+def _is_watch(request: ApiRequest) -> bool:
+    # HEAD asks for an end of the head that a stream does not come to.
+    return bool(request.query) and request.method == "GET" and request.flag("watch")
 
 
 def _not_allowed(request: ApiRequest, allowed: tuple[str, ...], hint: str = "") -> Refused:

@@ -40,9 +40,10 @@ class Session:
 
 
 def platform_options(command: F) -> F:
-    """``--server`` and ``--data``; the command gets them as `server` and `data`."""
+    """``--server`` and ``--data-dir``; the command gets them as `server` and `data`."""
     data: Any = click.option(
-        "--data",
+        "--data-dir",
+        "data",
         type=click.Path(path_type=Path, file_okay=False),
         default=Path(DEFAULT_DATA),
         show_default=True,

@@ -38,7 +38,8 @@ __all__ = ["up"]
     help="Apply these manifests (a file or a folder) once it is up.",
 )
 @click.option(
-    "--data",
+    "--data-dir",
+    "data",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(DEFAULT_DATA),
     show_default=True,

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from broker.app import create_router as broker_router
 from broker.reconcile import reconcilers as broker_reconcilers
 from core.clock import SystemClock
 from core.control.gc import GarbageCollector
@@ -79,7 +80,10 @@ async def compose(settings: Settings) -> AsyncIterator[None]:
             metrics=metrics,
             root=root,
         )
-        routers = (serving_router(autoscaler=autoscaler, instances=instances),)
+        routers = (
+            broker_router(log_path=data / "broker" / "log.db", view=loop.follower),
+            serving_router(autoscaler=autoscaler, instances=instances),
+        )
         app = create_app(store=store, registry=kinds, clock=clock, metrics=metrics, extra_routers=routers)
         await stack.enter_async_context(serving(app, settings.api.socket(), drain_s=settings.drain_s))
         await stack.enter_async_context(

@@ -170,7 +170,7 @@ def _lock(data: Path) -> IO[str]:
         file.close()
         raise StartFailed(
             f"Another platform (process {holder}) runs on the data directory {data}. "
-            "Stop it, or name another directory with --data."
+            "Stop it, or name another directory with --data-dir."
         ) from error
     file.truncate(0)
     file.write(str(os.getpid()))

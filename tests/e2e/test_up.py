@@ -124,7 +124,7 @@ def test_a_port_in_use_and_a_data_directory_in_use_are_refused_with_what_to_do(p
     with pytest.raises(RuntimeError, match="--api-port") as caught:
         Platform.start(data=tmp_path / "other", root=tmp_path, arguments=("--api-port", port))
     assert "Traceback" not in str(caught.value)
-    with pytest.raises(RuntimeError, match="--data"):
+    with pytest.raises(RuntimeError, match="--data-dir"):
         Platform.start(data=platform.data, root=tmp_path)
 
 

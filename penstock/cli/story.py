@@ -1,0 +1,104 @@
+"""How events and their stories look: a line an event, a tree an explanation. The shapes are those of `broker.app`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import click
+
+__all__ = ["event_line", "explanation_lines", "is_settled"]
+
+_COLOURS: Final = {
+    "delivered": "green",
+    "retrying": "yellow",
+    "pending": "yellow",
+    "dead-lettered": "red",
+    "dropped": "red",
+    "dead": "red",
+    "corrupt": "red",
+}
+_MARKS: Final = {"delivered": "✓", "retrying": "↻", "pending": "…"}
+
+Event = Mapping[str, Any]
+
+
+def is_settled(event: Event) -> bool:
+    """Whether nothing more is under way for this event, as far as its attempts tell."""
+    return all(delivery["state"] != "retrying" for delivery in event["deliveries"])
+
+
+def event_line(event: Event) -> str:
+    """One line: when, what, about what, and how it stands for each Trigger that was tried."""
+    clock = event["time"][11:23]
+    if event["corrupt"]:
+        return f"{clock}  {click.style('corrupt', fg='red')}  position {event['seq']} of {event['broker']}"
+    subject = event.get("subject") or event["id"]
+    states = "  ".join(_delivery(delivery) for delivery in event["deliveries"])
+    reply = "↳ " if event.get("cause") else ""
+    return (
+        f"{click.style(clock, dim=True)}  {reply}{click.style(event['type'], bold=True)}  {subject}  {states}".rstrip()
+    )
+
+
+def _delivery(delivery: Mapping[str, Any]) -> str:
+    state = delivery["state"]
+    name = delivery["trigger"].rpartition("/")[2]
+    tries = f" ({delivery['attempts']} attempts)" if delivery["attempts"] > 1 else ""
+    return click.style(f"{_MARKS.get(state, '✗')} {name}", fg=_COLOURS.get(state)) + tries
+
+
+def explanation_lines(explanations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The stories of all events of an id, as trees."""
+    for number, told in enumerate(explanations):
+        if number:
+            yield ""
+        yield from _explained(told, "")
+
+
+def _explained(told: Mapping[str, Any], indent: str) -> Iterator[str]:
+    event = told["event"]
+    if event["corrupt"]:
+        yield f"{indent}{click.style('corrupt', fg='red')}: position {event['seq']} is not what was written"
+        return
+    yield f"{indent}{click.style(event['type'], bold=True)}  {event.get('subject') or ''}".rstrip()
+    stored = f"stored {event['time']} at {event['broker']}, position {event['seq']}, {event['size']} bytes"
+    yield click.style(f"{indent}id {event['id']}  source {event['source']}  {stored}", dim=True)
+    last = len(told["triggers"]) - 1
+    for number, trigger in enumerate(told["triggers"]):
+        branch, below = ("└─ ", "   ") if number == last else ("├─ ", "│  ")
+        yield f"{indent}{branch}{_trigger(trigger)}"
+        for attempt in trigger["attempts"]:
+            yield f"{indent}{below}{_attempt(attempt)}"
+        for reply in trigger["replies"]:
+            yield f"{indent}{below}reply:"
+            yield from _explained(reply, f"{indent}{below}")
+    if not told["triggers"]:
+        yield f"{indent}└─ no Trigger of this Broker"
+    if told["cut"]:
+        yield f"{indent}(more replies than are shown)"
+
+
+def _trigger(trigger: Mapping[str, Any]) -> str:
+    state = click.style(trigger["state"], fg=_COLOURS.get(trigger["state"]))
+    name = trigger["trigger"].rpartition("/")[2]
+    failed = trigger.get("failed")
+    if failed:
+        return f"{name}: {state}: {_clause(failed)}"
+    gone = " (this Trigger is gone)" if trigger["matched"] is None else ""
+    return f"{name}: {state}{gone}"
+
+
+def _clause(verdict: Mapping[str, Any]) -> str:
+    """Which clause of the filter says no, on which value."""
+    value = verdict.get("value")
+    met = "the event has no such attribute" if value is None else f"the event has {value!r}"
+    return f"{verdict.get('clause', 'filter')}: {verdict.get('attribute', '')} {verdict.get('wanted', '')}; {met}"
+
+
+def _attempt(attempt: Mapping[str, Any]) -> str:
+    status = str(attempt["status"] or "no answer")
+    reason = f"  {attempt['reason']}" if attempt.get("reason") else ""
+    outcome = click.style(attempt["outcome"], fg=_COLOURS.get(attempt["outcome"]))
+    clock = attempt["time"][11:23]
+    return f"attempt {attempt['number']}  {clock}  {status}  {attempt['latency_ms']:.1f} ms  {outcome}{reason}"
