@@ -48,6 +48,9 @@ QUOTED_CHARS: Final = 1000
 #: How often log files are held against their limit.
 ROTATE_EVERY_S: Final = 10.0
 
+#: How long stopping everything may take by default: a person has pressed Ctrl-C and waits.
+CLOSE_WITHIN_S: Final = 10.0
+
 #: Instances on this machine, of all Revisions: about 2 GB of Python functions. A surge without max-scale may ask for a
 #: thousand processes at once.
 MAX_INSTANCES: Final = 64
@@ -103,12 +106,18 @@ class LocalProcesses:
             _kill(pid)
         self._rotating = asyncio.create_task(self._rotate())
 
-    async def close(self) -> None:
-        """Drain and stop every instance."""
+    async def close(self, *, within_s: float = CLOSE_WITHIN_S) -> None:
+        """Drain and stop every instance; those that take longer than `within_s` are killed."""
         if self._rotating is not None:
             self._rotating.cancel()
             await asyncio.gather(self._rotating, return_exceptions=True)
-        await asyncio.gather(*(self.stop(name) for name in list(self._lives)))
+        stopping = [asyncio.create_task(self.stop(name)) for name in list(self._lives)]
+        if not stopping:
+            return
+        await asyncio.wait(stopping, timeout=within_s)
+        for life in list(self._lives.values()):
+            life.kill()
+        await asyncio.gather(*stopping)
 
     def watch(self, listener: Listener) -> None:
         self._listeners.append(listener)
@@ -197,6 +206,7 @@ class _Life:
         self._stopping = asyncio.Event()
         self._failures = 0
         self._task: asyncio.Task[None] | None = None
+        self._process: Process | None = None
         self.instance = instance
 
     def begin(self, started: Started | None = None) -> None:
@@ -207,6 +217,11 @@ class _Life:
         self._stopping.set()
         if self._task is not None:
             await asyncio.shield(self._task)
+
+    def kill(self) -> None:
+        """End its process without waiting for what it is doing."""
+        if self._process is not None:
+            self._process.kill()
 
     async def _live(self, started: Started | _Failure) -> None:
         try:
@@ -233,6 +248,7 @@ class _Life:
 
     async def _serve(self, started: Started) -> _Failure | None:
         """Watch a process to its end. None where it was asked to stop."""
+        self._process = started.process
         ready = asyncio.create_task(started.wait_ready())
         stopping = asyncio.create_task(self._stopping.wait())
         try:
