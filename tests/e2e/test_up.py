@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def test_a_port_in_use_and_a_data_directory_in_use_are_refused_with_what_to_do(p
 
 
 def test_no_platform_is_exit_code_4(tmp_path):
-    command = ["penstock", "get", "brokers", "--server", "http://127.0.0.1:9"]
+    command = [sys.executable, "-m", "penstock", "get", "brokers", "--server", "http://127.0.0.1:9"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 4
     assert "penstock up" in done.stderr
