@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
 from typing import Final
 
 import httptools
@@ -41,8 +40,9 @@ _FIRST_BYTES: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ\r")
 
 Framing = dict[bytes, bytes]
 
-# Spelling -> lower case, in two tables so that an ordinary name costs one look-up.
-_ordinary: Final[dict[bytes, bytes]] = {}
+# Spelling -> lower case, in two tables so that an ordinary name costs one look-up. Host as usually spelled is ordinary.
+_ordinary: Final[dict[bytes, bytes]] = {b"Host": b"host", b"host": b"host"}
+_ordinary_names: Final = _ordinary.keys()
 _judged: Final[dict[bytes, bytes]] = {}
 _hosts: Final[dict[bytes, bytes]] = {}
 _status_lines: Final[dict[bytes, int]] = {}
@@ -113,7 +113,7 @@ class _Heads:
         self.on_header = self._found.setdefault
         self._parser = self._kind(self)
 
-    def _tokens(self, head: bytes, end: int) -> tuple[ReadHeaders, Framing]:
+    def _tokens(self, head: bytes, end: int, old: bool) -> tuple[ReadHeaders, Framing]:
         """The headers of a whole head, whose first line ends at `end`; those that were judged apart. Raises Refused."""
         if len(head) > MAX_HEAD_BYTES:
             raise _large_head()
@@ -122,26 +122,27 @@ class _Heads:
         try:
             self._parser.feed_data(head)
         except httptools.HttpParserUpgrade:
-            pass
+            pass  # renewed below, because Connection is no ordinary name
         except httptools.HttpParserError as error:
-            self._parser = self._kind(self)
+            self._renew()
             raise _not_http(error) from error
-        lines = head.count(b"\n")
-        pairs: Iterable[tuple[bytes, bytes]] = found.items()
-        if len(found) != lines - 2 or head.count(b"\r") != lines:
-            pairs = self._repeated(head, lines - 2)
-        if lines - 2 > MAX_HEADERS:
-            raise Refused(431, f"The head has more than {MAX_HEADERS} header lines.")
-        if b" \r\n" in head or b"\t\r\n" in head:
-            pairs = [(name, value.rstrip(b" \t")) for name, value in pairs]
+        lines = head.count(b"\n") - 2
         headers = ReadHeaders(head, end)
+        if found.keys() <= _ordinary_names and len(found) == lines <= MAX_HEADERS and not old and not _untidy(head):
+            headers.extend([(_ordinary[name], value) for name, value in found.items()])
+            host = found.get(b"Host") or found.get(b"host", b"")
+            if b"host" in found and b"Host" in found:
+                raise Refused(400, "Host is given more than once.")
+            return headers, {b"host": host} if host else {}
+        # llhttp may wait for a body now, or for the close it was asked for, so the next head gets a new one.
+        self._renew()
+        if lines > MAX_HEADERS:
+            raise Refused(431, f"The head has more than {MAX_HEADERS} header lines.")
         framing: Framing = {}
-        for name, value in pairs:
-            lower = _ordinary.get(name)
-            if lower is not None:
-                headers.append((lower, value))
-            else:
-                _judge(headers, framing, name, value)
+        for name, value in found.items() if len(found) == lines else self._repeated(head, lines):
+            _judge(headers, framing, name, value.rstrip(b" \t"))
+        if head.count(b"\r") != lines + 2:
+            raise Refused(400, "The head holds a CR that is not part of a line end.")
         return headers, framing
 
     def _repeated(self, head: bytes, lines: int) -> list[tuple[bytes, bytes]]:
@@ -149,12 +150,11 @@ class _Heads:
         pairs = _Pairs()
         with contextlib.suppress(httptools.HttpParserUpgrade):
             self._kind(pairs).feed_data(head)
-        if len(pairs.found) != lines or head.count(b"\r\n") != lines + 2 or head.count(b"\r") != lines + 2:
-            raise Refused(400, "The head holds a CR or an LF that is not part of a line end.")
+        if len(pairs.found) != lines:
+            raise Refused(400, "The head holds a line end that is not CR and LF.")
         return pairs.found
 
     def _renew(self) -> None:
-        """llhttp waits for a body, or for the close it was asked for: go on with a new one (a quarter microsecond)."""
         self._parser = self._kind(self)
 
 
@@ -177,7 +177,7 @@ class RequestHeads(_Heads):
         old = version != b"HTTP/1.1"
         if old or method == b"CONNECT" or end > MAX_START_LINE_BYTES or b"#" in target:
             _check_start_line(method, target, version, end)
-        headers, framing = self._tokens(head, end)
+        headers, framing = self._tokens(head, end, old)
         host = _known_host(framing, old)
         if target[0] != 47:
             target = _other_form(method, target, host)
@@ -185,7 +185,6 @@ class RequestHeads(_Heads):
         self.expects_continue = False
         length: int | None = 0
         if len(framing) > 1:
-            self._renew()
             length = _length(framing)
             if length is None and old:
                 raise Refused(400, "HTTP/1.0 knows no Transfer-Encoding.")
@@ -194,8 +193,6 @@ class RequestHeads(_Heads):
             if _asks_to_close(framing, headers):
                 self.keep_alive = False
             self.expects_continue = not old and _expects_continue(framing)
-        elif old:
-            self._renew()
         return RequestHead(method, target, host, headers, length, peer, old)
 
 
@@ -215,7 +212,7 @@ class ResponseHeads(_Heads):
         end = head.find(b"\r\n")
         line = head[:end]
         status = _status_lines.get(line) or _status(line)
-        headers, framing = self._tokens(_NO_BODY_LINE + head[end + 2 :], len(_NO_BODY_LINE) - 2)
+        headers, framing = self._tokens(_NO_BODY_LINE + head[end + 2 :], len(_NO_BODY_LINE) - 2, False)
         old = line[7] == 48
         self.headers = headers
         self.keep_alive = not old
@@ -224,10 +221,8 @@ class ResponseHeads(_Heads):
             self.length = _length(framing)
             if old and self.length is None:
                 raise Refused(502, "it is HTTP/1.0 and has a Transfer-Encoding.")
-            if b"connection" in framing:
-                self._renew()
-                if _asks_to_close(framing, headers):
-                    self.keep_alive = False
+            if _asks_to_close(framing, headers):
+                self.keep_alive = False
         return status
 
 
@@ -241,6 +236,11 @@ def _status(line: bytes) -> int:
     return status
 
 
+def _untidy(head: bytes) -> bool:
+    """Whether a value ends in white space, which llhttp keeps, or a CR stands where no line ends."""
+    return b" \r\n" in head or b"\t\r\n" in head or head.count(b"\r") != head.count(b"\n")
+
+
 def _not_http(error: httptools.HttpParserError) -> Refused:
     if isinstance(error, httptools.HttpParserInvalidMethodError):
         return Refused(501, "The request's method is not known here.")
@@ -248,15 +248,15 @@ def _not_http(error: httptools.HttpParserError) -> Refused:
 
 
 def _judge(headers: ReadHeaders, framing: Framing, name: bytes, value: bytes) -> None:
-    """A header that is not known to be an ordinary one."""
-    lower = _judged.get(name)
+    """Put a header where it belongs: among the headers handed over, or with what decides the framing."""
+    lower = _judged.get(name) or _ordinary.get(name)
     if lower is None:
         lower = name.lower()
-        if lower not in _JUDGED:
-            headers.append((lower, value))
-            if len(_ordinary) < _MAX_REMEMBERED:
-                _ordinary[name] = lower
-            return
+        if lower not in _JUDGED and len(_ordinary) < _MAX_REMEMBERED:
+            _ordinary[name] = lower
+    if lower not in _JUDGED:
+        headers.append((lower, value))
+        return
     if lower not in framing:
         framing[lower] = value
     elif lower in _LISTS:

@@ -8,6 +8,7 @@ from core.limits import MAX_HEAD_BYTES, MAX_HEADERS
 from core.net.body import IGNORE, collect
 from core.net.framing import MAX_CHUNK_LINE_BYTES, MAX_EXTENSION_BYTES, MAX_TRAILER_BYTES
 from core.net.heads import MAX_START_LINE_BYTES
+from core.net.server import HttpServer
 from core.net.types import BodySink, Exchange, RequestHead
 from tests.support.http import raw, serving
 
@@ -43,6 +44,12 @@ REFUSED = {
     "hexadecimal content-length": (400, _get(b"Host: a", b"Content-Length: 0x0")),
     "content-length with an underscore": (400, _get(b"Host: a", b"Content-Length: 1_0")),
     "empty content-length": (400, _get(b"Host: a", b"Content-Length: ")),
+    "content-length, and a bad host": (400, _get(b"Content-Length: 5", b"Host: a b")),
+    "content-length, and no host": (400, _get(b"Content-Length: 5")),
+    "content-length, and an unknown expectation": (417, _get(b"Host: a", b"Content-Length: 5", b"Expect: x")),
+    "close, and a bad host": (400, _get(b"Connection: close", b"Host: a b")),
+    "upgrade, and a bad host": (400, _get(b"Connection: upgrade", b"Upgrade: x", b"Host: a b")),
+    "1.0 with a bad host": (400, b"GET / HTTP/1.0\r\nHost: a b\r\n\r\n"),
     "content-length beyond 64 bits": (400, _get(b"Host: a", b"Content-Length: 18446744073709551616")),
     "content-length beyond 18 digits": (400, _get(b"Host: a", b"Content-Length: 1000000000000000000")),
     "gzip, chunked": (400, _get(b"Host: a", b"Transfer-Encoding: gzip, chunked")),
@@ -146,11 +153,20 @@ REFUSED_BODIES = {
 }
 
 
+async def _others_are_served(server: HttpServer) -> None:
+    """What one connection sent changes nothing for another."""
+    async with raw(server.address) as peer:
+        peer.send(_get(b"Host: a"))
+        assert (await peer.answer())[1] == b"/|"
+
+
 @pytest.mark.parametrize(("status", "sent"), REFUSED.values(), ids=REFUSED.keys())
 async def test_a_refused_head_is_answered_with_a_reason_and_the_connection_closed(status: int, sent: bytes) -> None:
-    async with serving(_echo) as server, raw(server.address) as peer:
-        peer.send(sent)
-        answer = await peer.rest()
+    async with serving(_echo) as server:
+        async with raw(server.address) as peer:
+            peer.send(sent)
+            answer = await peer.rest()
+        await _others_are_served(server)
     head, _, text = answer.partition(b"\r\n\r\n")
     lines = head.split(b"\r\n")
     assert lines[0].split(b" ")[1] == b"%d" % status
@@ -162,9 +178,11 @@ async def test_a_refused_head_is_answered_with_a_reason_and_the_connection_close
 
 @pytest.mark.parametrize("body", REFUSED_BODIES.values(), ids=REFUSED_BODIES.keys())
 async def test_a_refused_chunked_body_is_answered_400_and_the_connection_closed(body: bytes) -> None:
-    async with serving(_echo) as server, raw(server.address) as peer:
-        peer.send(_chunked(body))
-        answer = await peer.rest()
+    async with serving(_echo) as server:
+        async with raw(server.address) as peer:
+            peer.send(_chunked(body))
+            answer = await peer.rest()
+        await _others_are_served(server)
     assert answer.startswith(b"HTTP/1.1 400 ")
     assert answer.count(b"HTTP/1.1") == 1
 

@@ -220,6 +220,7 @@ BAD_ANSWERS = {
     "bare CR in the reason": b"HTTP/1.1 200 O\rK\r\n\r\n",
     "NUL in the reason": b"HTTP/1.1 200 O\0K\r\n\r\n",
     "NUL in a value": b"HTTP/1.1 200 OK\r\nX: \0\r\n\r\n",
+    "length, close and both": b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\ncontent-length: 1\r\n\r\n",
     "two digits": b"HTTP/1.1 20 OK\r\n\r\n",
     "four digits": b"HTTP/1.1 2000 OK\r\n\r\n",
     "status 0": b"HTTP/1.1 000 OK\r\n\r\n",
@@ -233,8 +234,11 @@ BAD_ANSWERS = {
 
 @pytest.mark.parametrize("raw", BAD_ANSWERS.values(), ids=BAD_ANSWERS.keys())
 def test_an_answer_that_could_be_read_in_two_ways_is_refused(raw: bytes) -> None:
+    heads = ResponseHeads()
     with pytest.raises(Refused):
-        ResponseHeads().read(raw)
+        heads.read(raw)
+    assert heads.read(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n") == 200  # another connection's
+    assert heads.length == 7
 
 
 @pytest.mark.parametrize(
