@@ -141,3 +141,8 @@ async def test_head_has_the_headers_of_get_and_no_body(api):
     head = await api.call("HEAD", f"{WIDGETS}/a")
     assert head.body == b""
     assert head.headers["content-length"] == full.headers["content-length"]
+
+
+async def test_head_never_streams(api):
+    head = await api.call("HEAD", f"{WIDGETS}?watch=1")
+    assert head.code == 200
