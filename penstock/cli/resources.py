@@ -31,8 +31,9 @@ def _registry() -> Registry:
 @click.option("-f", "--filename", "files", multiple=True, required=True, help="A file, a folder, or - for stdin.")
 @namespace_option
 @output_option("text", "json")
+@click.option("-q", "--quiet", is_flag=True, help="Say only how many were created, configured and left unchanged.")
 @platform_options
-def apply(files: tuple[str, ...], namespace: str, output: str, server: str | None, data: Path) -> None:
+def apply(files: tuple[str, ...], namespace: str, output: str, quiet: bool, server: str | None, data: Path) -> None:
     """Create the resources of manifests, or change them to what the manifests say.
 
     Every document is checked first: if one is wrong, nothing at all is applied.
@@ -46,6 +47,11 @@ def apply(files: tuple[str, ...], namespace: str, output: str, server: str | Non
     done = apply_manifests(api, manifests)
     if output == "json":
         print_json([{"resource": manifest.title, "result": result} for manifest, result in done])
+        return
+    if quiet:
+        results = [result for _, result in done]
+        counts = ", ".join(f"{results.count(word)} {word}" for word in dict.fromkeys(results))
+        click.echo(f"Applied {', '.join(files)}: {counts}.")
         return
     for manifest, result in done:
         click.echo(f"{manifest.title} {click.style(result, fg='green' if result != 'unchanged' else None)}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 from core.control.rest import RestStore
 from core.net.client import Client
@@ -19,7 +21,9 @@ from serving.resources import KINDS as SERVING_KINDS
 __all__ = ["compose"]
 
 #: There is one gateway on one machine; in a cluster each has its pod's name.
-GATEWAY_ID = "standalone"
+GATEWAY_ID: Final = "standalone"
+#: For the answers that a drain gives at its end to reach their clients.
+ANSWER_S: Final = 0.5
 
 
 @asynccontextmanager
@@ -44,8 +48,8 @@ async def compose(settings: Settings) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await server.drain(settings.drain_s)
-        await node.drain(settings.drain_s)
+        # Together: the server waits for its requests, and the node answers those that are held and cannot be served.
+        await asyncio.gather(node.drain(settings.drain_s), server.drain(settings.drain_s + ANSWER_S))
         await admin.drain(0)
         await client.close()
 
