@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from bench.broken import Broken
+from bench.cpu import OthersCpu
 from bench.report import Measured, Options, machine, report
 
 __all__ = ["main"]
@@ -23,6 +24,9 @@ BENCHMARKS: Final = {
     "selfcheck": "bench.selfcheck",
 }
 
+#: Other programs' share of the machine from which on latencies say more of them than of us.
+BUSY: Final = 0.05
+
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("name", type=click.Choice(list(BENCHMARKS)))
@@ -33,12 +37,15 @@ def main(name: str, quick: bool, seed: int) -> None:
     options = Options(seed=seed, quick=quick, progress=lambda line: click.echo(f"{name}: {line}", err=True))
     try:
         facts = machine()
+        others = OthersCpu()
         measured: Measured = import_module(BENCHMARKS[name]).run(options)
     except (Broken, ProcessLookupError) as error:
         click.echo(f"{name}: broken: {error}", err=True)
         click.echo(msgspec.json.encode({"benchmark": name, "met": False, "broken": str(error)}).decode())
         sys.exit(1)
-    answer = report(name, measured, options, facts)
+    answer = report(name, measured, options, facts, others.share())
+    if answer["others_cpu"] > BUSY:
+        click.echo(f"{name}: other programs took {answer['others_cpu']:.0%} of the machine: latencies suffer", err=True)
     for target in answer["missed"]:
         limit, found = answer["target"][target], answer[target]
         click.echo(f"{name}: missed: {target} is {found:g}, and the target is at most {limit:g}", err=True)

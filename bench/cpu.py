@@ -7,6 +7,8 @@ round of some thousand requests costs.
 
 from __future__ import annotations
 
+import os
+import resource
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["Memory", "cpu_s", "memory", "parse_smaps_rollup", "parse_status"]
+__all__ = ["Memory", "OthersCpu", "cpu_s", "memory", "parse_busy", "parse_smaps_rollup", "parse_status"]
 
 _PROC: Final = Path("/proc")
 #: The kernel's number for "user and system time, whole process" in the clock id of a foreign process.
@@ -68,3 +70,33 @@ def _kib(text: str, name: str) -> int:
         if line.startswith(name):
             return int(line.split()[1])
     raise ValueError(f"no {name} line")
+
+
+class OthersCpu:
+    """How busy the machine was with anything but this process and those that it started and that have ended."""
+
+    def __init__(self) -> None:
+        self._began_s = time.monotonic()
+        self._busy_s = _busy_s()
+        self._own_s = _own_s()
+
+    def share(self) -> float:
+        """Of all cores' time since the start, 0 to 1. Time that a hypervisor gave to others counts as busy."""
+        busy_s = _busy_s() - self._busy_s - (_own_s() - self._own_s)
+        return max(busy_s, 0.0) / ((time.monotonic() - self._began_s) * (os.cpu_count() or 1))
+
+
+def parse_busy(text: str) -> int:
+    """Ticks that the cores of /proc/stat were busy: all but idle and waiting for I/O (proc(5)). Guests' time is in
+    the user time already."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, text.split(None, 9)[1:9])
+    return user + nice + system + irq + softirq + steal
+
+
+def _busy_s() -> float:
+    return parse_busy((_PROC / "stat").read_text()) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_s() -> float:
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, kinds))

@@ -7,9 +7,10 @@ same nginx configuration answering 13 bytes, so that the function costs next to 
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -34,7 +35,8 @@ _SERVICE: Final = "bench-gateway"
 
 
 class GatewayFigures(Figures, frozen=True, kw_only=True):
-    """`cpu_us` is the gateway process's CPU per request, `nginx_cpu_us` the proxy's; latencies at `rate_per_s`."""
+    """`cpu_us` is the gateway process's CPU per request, `nginx_cpu_us` the proxy's. Latencies are at `rate_per_s`;
+    what is added is the median over the turns, each turn's direct requests taken off."""
 
     cpu_us: float
     nginx_cpu_us: float
@@ -86,9 +88,9 @@ def _gateway(platform: Platform, folder: Path, load: Load) -> Subject:
 
 def _open_loops(
     load: Load, options: Options, far: Nginx, nginx: Subject, platform: Platform, request: Request
-) -> dict[str, OpenResult]:
-    """The same rate to the far end directly, through nginx, and through the gateway, in turns: what disturbs the
-    machine for a second then disturbs all three."""
+) -> dict[str, list[OpenResult]]:
+    """The same rate to the far end directly, through nginx, and through the gateway, a second each in turns, so that
+    each turn compares what ran within three seconds."""
     proxy = ("127.0.0.1", int(nginx.target.rpartition(" ")[2]))
     servers = {"direct": ("127.0.0.1", far.port), "nginx": proxy, "gateway": address(platform.places.gateway)}
     turns: dict[str, list[OpenResult]] = {name: [] for name in servers}
@@ -99,30 +101,22 @@ def _open_loops(
             results.append(
                 load.open(Open(target=name, count=1_000, rate_per_s=RATE_PER_S, request=request, expect=200))
             )
-    return {name: _together(results) for name, results in turns.items()}
-
-
-def _together(results: list[OpenResult]) -> OpenResult:
-    failures: Counter[str] = Counter()
-    for each in results:
-        failures.update(each.failures)
-    return OpenResult(
-        latencies_s=[value for each in results for value in each.latencies_s],
-        late_s=[value for each in results for value in each.late_s],
-        failures=dict(failures),
-    )
+    return turns
 
 
 def _measured(
-    pairs: Pairs, opened: dict[str, OpenResult], options: Options, *, requests: int, rss_mb: float
+    pairs: Pairs, turns: dict[str, list[OpenResult]], options: Options, *, requests: int, rss_mb: float
 ) -> Measured:
     ratio = paired_ratio([each.cpu_us for each in pairs.ours], [each.cpu_us for each in pairs.theirs], options.rng())
     failures = pairs.failures
-    for name, result in opened.items():
-        failures.update({f"{name}, open loop: {what}": count for what, count in result.failures.items()})
-    seen: dict[str, Latency] = {
-        name: latency(result.latencies_s, f"request ({name})") for name, result in opened.items()
+    for name, results in turns.items():
+        for result in results:
+            failures.update({f"{name}, open loop: {what}": count for what, count in result.failures.items()})
+    seen = {
+        name: [latency(result.latencies_s, f"request ({name})") for result in results]
+        for name, results in turns.items()
     }
+    through = latency([value for result in turns["gateway"] for value in result.latencies_s], "request")
     cpu_us, nginx_cpu_us = pairs.cpu_us
     figures = GatewayFigures(
         cpu_us=cpu_us,
@@ -134,12 +128,17 @@ def _measured(
         requests_per_s=pairs.per_s,
         errors=failures.total(),
         rate_per_s=RATE_PER_S,
-        p50_ms=seen["gateway"].p50_ms,
-        p99_ms=seen["gateway"].p99_ms,
-        added_p50_ms=seen["gateway"].p50_ms - seen["direct"].p50_ms,
-        added_p99_ms=seen["gateway"].p99_ms - seen["direct"].p99_ms,
-        nginx_added_p99_ms=seen["nginx"].p99_ms - seen["direct"].p99_ms,
-        late_p99_ms=latency(opened["gateway"].late_s, "request").p99_ms,
+        p50_ms=through.p50_ms,
+        p99_ms=through.p99_ms,
+        added_p50_ms=_added(seen["gateway"], seen["direct"], lambda each: each.p50_ms),
+        added_p99_ms=_added(seen["gateway"], seen["direct"], lambda each: each.p99_ms),
+        nginx_added_p99_ms=_added(seen["nginx"], seen["direct"], lambda each: each.p99_ms),
+        late_p99_ms=latency([value for result in turns["gateway"] for value in result.late_s], "request").p99_ms,
         rss_mb=rss_mb,
     )
     return Measured(figures=figures, target=TARGET, broken=say_failures(failures))
+
+
+def _added(through: list[Latency], direct: list[Latency], of: Callable[[Latency], float]) -> float:
+    """The median over the turns of what the way through a proxy takes longer than the direct one."""
+    return median(of(one) - of(other) for one, other in zip(through, direct, strict=True))

@@ -45,14 +45,13 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """What the figures were measured on. `load_1m` is the load before the run: well above 0 means a busy machine."""
+    """What the figures were measured on."""
 
     cores: int
     cpu: str
     kernel: str
     python: str
     nginx: str
-    load_1m: float
 
 
 def machine() -> Machine:
@@ -63,12 +62,14 @@ def machine() -> Machine:
         kernel=platform.release(),
         python=platform.python_version(),
         nginx=nginx.version(),
-        load_1m=round(os.getloadavg()[0], 2),
     )
 
 
-def report(benchmark: str, measured: Measured, options: Options, facts: Machine) -> dict[str, Any]:
-    """The JSON object: the figures, then the targets and whether they are met, then how and where it was measured."""
+def report(benchmark: str, measured: Measured, options: Options, facts: Machine, others_cpu: float) -> dict[str, Any]:
+    """The JSON object: the figures, then the targets and whether they are met, then how and where it was measured.
+
+    `others_cpu` is the share of the machine that other programs took meanwhile.
+    """
     figures: dict[str, Any] = msgspec.to_builtins(measured.figures)
     above = missed(measured.target, figures)
     return {
@@ -80,6 +81,7 @@ def report(benchmark: str, measured: Measured, options: Options, facts: Machine)
         **({"broken": measured.broken} if measured.broken else {}),
         "quick": options.quick,
         "seed": options.seed,
+        "others_cpu": _rounded(others_cpu),
         "machine": msgspec.to_builtins(facts),
     }
 

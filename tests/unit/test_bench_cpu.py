@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from bench.cpu import cpu_s, memory, parse_smaps_rollup, parse_status
+from bench.cpu import cpu_s, memory, parse_busy, parse_smaps_rollup, parse_status
 
 STATUS = """\
 Name:\tpython (x) VmRSS: 1
@@ -36,6 +36,11 @@ def test_resident_memory_is_vmrss_whatever_the_process_is_called() -> None:
 
 def test_proportional_memory_is_pss_not_its_parts() -> None:
     assert parse_smaps_rollup(SMAPS_ROLLUP) == 5_159
+
+
+def test_busy_time_is_all_but_idle_and_waiting_for_io_and_guests_are_counted_once() -> None:
+    text = "cpu  100 20 30 4000 500 6 7 8 90 10\ncpu0 50 10 15 2000 250 3 3 4 45 5\nintr 1 2 3\n"
+    assert parse_busy(text) == 100 + 20 + 30 + 6 + 7 + 8
 
 
 def test_a_status_without_memory_is_refused() -> None:

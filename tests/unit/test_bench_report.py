@@ -8,7 +8,7 @@ from bench.broken import Broken
 from bench.pairs import Pairs, Round, interleave
 from bench.report import Figures, Machine, Measured, Options, missed, report, say_failures
 
-MACHINE = Machine(cores=2, cpu="x", kernel="6", python="3.11", nginx="1.22.1", load_1m=0.0)
+MACHINE = Machine(cores=2, cpu="x", kernel="6", python="3.11", nginx="1.22.1")
 OPTIONS = Options(seed=3, quick=True, progress=lambda line: None)
 
 
@@ -38,9 +38,10 @@ def test_the_last_line_says_whether_the_target_is_met(
     p50_ms: float, broken: str | None, met: bool, above: list[str]
 ) -> None:
     measured = Measured(figures=Some(p50_ms=p50_ms), target={"p50_ms": 500}, broken=broken)
-    answer = report("x", measured, OPTIONS, MACHINE)
+    answer = report("x", measured, OPTIONS, MACHINE, 0.12345)
     assert (answer["met"], answer["missed"], answer.get("broken")) == (met, above, broken)
     assert (answer["benchmark"], answer["seed"], answer["quick"]) == ("x", 3, True)
+    assert answer["others_cpu"] == 0.123
     assert answer["interval"] == [1.235, 2.0]
     assert answer["machine"]["nginx"] == "1.22.1"
 
