@@ -150,6 +150,10 @@ class Scaler:
         demand = self.sample(now)
         stable, panic = self._windows.averages(int(now))
         ready = self.ready
+        if ready == 0 and panic is not None:
+            # Nothing serves, so what waits now is what is needed: averaged with the idle seconds before, it would take
+            # several decisions to get there.
+            panic = max(panic, demand)
         decision = decide(self._spec, Observed(stable=stable, panic=panic, ready=ready), self._state, now)
         self._state = decision.state
         self._keep(

@@ -68,7 +68,8 @@ class ServiceReconciler:
             routes_ready = _migrated(held_route, held_configuration)
         status = status_of(
             resource,
-            summarize("Ready", (configurations_ready, routes_ready)),
+            # Of two that are not there yet, the one with a reason says more.
+            summarize("Ready", sorted((configurations_ready, routes_ready), key=lambda one: not one.reason)),
             now,
             **_fields(resource, held_configuration, ("latestCreatedRevisionName", "latestReadyRevisionName")),
             **_fields(resource, held_route, ("url", "address", "traffic")),

@@ -378,6 +378,8 @@ def scaled(world, revision, *conditions, **status):
 
 ACTIVE = ready(kind="Active")
 STARTED = ready(kind="ScaleTargetInitialized")
+CRASHING = ready("False", "ExitCode1", "ImportError", kind="ContainerHealthy")
+NOT_MAPPED = ready("False", "ImageNotMapped", "annotate it", kind="ContainerHealthy")
 NOT_STARTED = ready("Unknown", kind="ScaleTargetInitialized")
 
 
