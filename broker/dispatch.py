@@ -13,7 +13,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -26,11 +26,10 @@ from core.clock import Clock
 from core.errors import InvalidInput, PenstockError
 from core.events import CloudEvent, binary_head, from_http, is_event, to_structured
 from core.limits import MAX_REPLY_BYTES
-from core.net.client import Client
 from core.net.names import Names, Target
-from core.net.types import ConnectionLost, Headers, NetError, Response
+from core.net.types import Address, ConnectionLost, Headers, NetError, Response
 
-__all__ = ["TTL_ATTRIBUTE", "Dispatcher", "Services"]
+__all__ = ["TTL_ATTRIBUTE", "Dispatcher", "Sender", "Services"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +51,31 @@ TTL_ATTRIBUTE: Final = "knativebrokerttl"
 _SENDS_REPLIES: Final = b"prefer: reply\r\n"
 
 
+class Sender(Protocol):
+    """What a dispatcher needs of `core.net.client.Client`."""
+
+    def fetch(  # noqa: PLR0913 - as the client has it
+        self,
+        address: Address,
+        method: bytes,
+        target: bytes,
+        headers: Headers,
+        body: bytes,
+        *,
+        timeout_s: float,
+        max_bytes: int,
+        then: Callable[[Response | NetError], None],
+        encoded_headers: bytes = b"",
+        tls: bool = False,
+    ) -> Callable[[], None]: ...
+
+
 class Services(msgspec.Struct, frozen=True, kw_only=True):
     """What all dispatchers of a process share."""
 
     log: EventLog
     ledger: Ledger
-    client: Client
+    client: Sender
     names: Names
     clock: Clock
     rng: random.Random
@@ -316,7 +334,7 @@ class Dispatcher:
     def _send(self, delivery: _Delivery, target: Target, headers: Headers) -> None:
         delivery.attempt += 1
         delivery.number += 1
-        delivery.began = self._loop.time()
+        delivery.began = self._services.clock.now()
         self._in_flight.add(delivery)
         entry = delivery.record.entry
         policy = self.trigger.policy
@@ -457,10 +475,9 @@ class Dispatcher:
 
     def _note(self, delivery: _Delivery, status: int, outcome: OutcomeName, reason: str | None) -> None:
         services = self._services
-        latency_s = self._loop.time() - delivery.began
-        at = services.clock.now() - latency_s
+        latency_s = services.clock.now() - delivery.began
         seq, uid = delivery.record.seq, self.trigger.uid
-        services.ledger.note(Attempt(seq, uid, at, delivery.number, status, latency_s, outcome, reason))
+        services.ledger.note(Attempt(seq, uid, delivery.began, delivery.number, status, latency_s, outcome, reason))
         services.count(self.trigger, outcome, latency_s)
 
     def _close(self, delivery: _Delivery) -> None:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Sequence
 from typing import Final
 
-from broker.dispatch import Services
+from broker.dispatch import Sender, Services
 from broker.fanout import Fanout
 from broker.ingress import Ingress
 from broker.ledger import Ledger, OutcomeName
@@ -20,7 +20,6 @@ from core.clock import Clock
 from core.control.cache import Follower, Observed
 from core.control.port import ResourceStore
 from core.errors import Unavailable
-from core.net.client import Client
 from core.net.names import Names
 from core.net.types import Handler
 from core.telemetry import Counter, Histogram, Metrics
@@ -48,7 +47,7 @@ class BrokerNode:
         store: ResourceStore,
         log: EventLog,
         ledger: Ledger,
-        client: Client,
+        client: Sender,
         names: Names,
         clock: Clock,
         metrics: Metrics,

@@ -82,9 +82,9 @@ class LogReader:
 
     def by_id(self, event_id: str) -> tuple[Found, ...]:
         """Every event of that id: an id is unique only together with its source, and an event can be sent twice."""
-        indexed = "seq IN (SELECT seq FROM ids WHERE hash = ?)"
-        newer = "seq > (SELECT value FROM meta WHERE name = 'indexed') AND id_hash = ?"
-        sql = f"{_SELECT} WHERE {indexed} OR ({newer}) ORDER BY seq"
+        indexed = "SELECT seq FROM ids WHERE hash = ?"
+        newer = "SELECT seq FROM events WHERE seq > (SELECT value FROM meta WHERE name = 'indexed') AND id_hash = ?"
+        sql = f"{_SELECT} WHERE seq IN ({indexed} UNION ALL {newer}) ORDER BY seq"
         hashed = schema.id_hash(event_id)
         with self._open() as connection:
             if connection is None:

@@ -73,7 +73,9 @@ def test_a_brokers_dead_letter_sink_resolves_or_says_why_not(held, expected, uri
         pytest.param([FINE, SCAN], None, ("True", ""), id="ready"),
         pytest.param([SCAN], "BrokerReady", ("False", "BrokerDoesNotExist"), id="no broker"),
         pytest.param([BROKEN, SCAN], "BrokerReady", ("False", "BrokerNotReady"), id="broker not ready"),
-        pytest.param([make(BROKER, "default", {}), SCAN], "BrokerReady", ("Unknown", "BrokerNotReady"), id="not yet"),
+        pytest.param(
+            [make(BROKER, "default", {}), SCAN], "BrokerReady", ("Unknown", "BrokerNotConfigured"), id="not yet"
+        ),
         pytest.param([FINE], "SubscriberResolved", ("False", "NotFound"), id="no subscriber of that name"),
         pytest.param(
             [FINE, make(SERVICE, "scan", {})], "SubscriberResolved", ("False", "AddressNotReady"), id="no address"
@@ -113,3 +115,67 @@ def test_a_change_of_what_is_named_leads_to_another_look_and_of_anything_else_do
     assert list(TriggerReconciler().related[SERVICE](SCAN, view)) == [trigger.key]
     assert list(TriggerReconciler().related[BROKER](FINE, view)) == [trigger.key]
     assert list(BrokerReconciler().related[SERVICE](SCAN, view)) == [Key(BROKER, "ns", "b")]
+
+
+WITH_SINK = {"delivery": {"deadLetterSink": TO_SCAN}}
+
+
+@pytest.mark.parametrize(
+    ("held", "expected", "uri"),
+    [
+        pytest.param([FINE], ("True", "DeadLetterSinkNotConfigured"), None, id="none configured"),
+        pytest.param(
+            [make(BROKER, "default", WITH_SINK, {**READY, "deadLetterSinkUri": "http://sink/"})],
+            ("True", ""),
+            "http://sink/",
+            id="the Broker's",
+        ),
+        pytest.param(
+            [make(BROKER, "default", WITH_SINK, READY)],
+            ("False", "BrokerDeadLetterSinkNotResolved"),
+            None,
+            id="the Broker's, not resolved",
+        ),
+    ],
+)
+def test_a_trigger_without_a_dead_letter_sink_has_its_brokers(held, expected, uri):
+    trigger = make(TRIGGER, "t", {"broker": "default", "subscriber": {"uri": "http://x/"}})
+    outcome = TriggerReconciler().decide(trigger, Held(*held), 0)
+    assert conditions(outcome)["DeadLetterSinkResolved"] == expected
+    assert outcome.status.get("deadLetterSinkUri") == uri
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        pytest.param({}, ("Unknown", "GenerationNotEqual"), id="of an older generation"),
+        pytest.param({"observedGeneration": 1}, ("Unknown", "DependencyNotConfigured"), id="without conditions"),
+        pytest.param(
+            {"observedGeneration": 1, "conditions": [{"type": "Ready", "status": "False", "reason": "NoSink"}]},
+            ("False", "NoSink"),
+            id="not ready, for its own reason",
+        ),
+        pytest.param(
+            {"observedGeneration": 1, "conditions": [{"type": "Ready", "status": "Unknown"}]},
+            ("Unknown", "DependencyNotReady"),
+            id="unknown",
+        ),
+        pytest.param(READY, ("True", ""), id="ready"),
+    ],
+)
+def test_a_source_that_a_trigger_depends_on_is_told_as_it_is(status, expected):
+    ping = make(KindRef("sources.knative.dev", "v1", "PingSource"), "ping", {}, status)
+    reference = json.dumps({"apiVersion": "sources.knative.dev/v1", "kind": "PingSource", "name": "ping"})
+    spec = {"broker": "default", "subscriber": {"uri": "http://x/"}}
+    trigger = make(TRIGGER, "t", spec, **{DEPENDENCY_ANNOTATION: reference})
+    view = Held(FINE, ping, trigger)
+    assert conditions(TriggerReconciler().decide(trigger, view, 0))["DependencyReady"] == expected
+    assert list(TriggerReconciler().related[ping.ref](ping, view)) == [trigger.key]
+
+
+def test_a_dependency_that_cannot_be_read_is_told():
+    trigger = make(
+        TRIGGER, "t", {"broker": "default", "subscriber": {"uri": "http://x/"}}, **{DEPENDENCY_ANNOTATION: "{"}
+    )
+    found = conditions(TriggerReconciler().decide(trigger, Held(FINE), 0))
+    assert found["DependencyReady"] == ("False", "ReferenceError")

@@ -1,0 +1,137 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker.filters import ANYTHING, All, Any, Exact, Filter, FilterIndex, Not, Prefix, Suffix, Verdict, explain
+
+EVENT = {"specversion": "1.0", "id": "1", "source": "/a/b", "type": "com.example.made", "subject": "cat.png"}
+
+
+def exact(**pairs: str) -> Exact:
+    return Exact(tuple(sorted(pairs.items())))
+
+
+def prefix(**pairs: str) -> Prefix:
+    return Prefix(tuple(sorted(pairs.items())))
+
+
+def suffix(**pairs: str) -> Suffix:
+    return Suffix(tuple(sorted(pairs.items())))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "matched"),
+    [
+        pytest.param(ANYTHING, True, id="no filter"),
+        pytest.param(exact(type="com.example.made"), True, id="exact"),
+        pytest.param(exact(type="com.example.MADE"), False, id="exact is case-sensitive"),
+        pytest.param(exact(type="com.example.made", source="/a"), False, id="exact needs every pair"),
+        pytest.param(exact(dataschema="x"), False, id="exact on an absent attribute"),
+        pytest.param(exact(subject=""), True, id="any value of a present attribute"),
+        pytest.param(exact(dataschema=""), False, id="any value of an absent attribute"),
+        pytest.param(prefix(type="com."), True, id="prefix"),
+        pytest.param(prefix(type="org."), False, id="wrong prefix"),
+        pytest.param(prefix(dataschema="x"), False, id="prefix of an absent attribute"),
+        pytest.param(suffix(subject=".png"), True, id="suffix"),
+        pytest.param(suffix(subject=".jpg"), False, id="wrong suffix"),
+        pytest.param(suffix(dataschema="x"), False, id="suffix of an absent attribute"),
+        pytest.param(All((prefix(type="com."), suffix(type=".made"))), True, id="all"),
+        pytest.param(All((prefix(type="com."), suffix(type=".lost"))), False, id="not all"),
+        pytest.param(Any((prefix(type="org."), suffix(type=".made"))), True, id="any"),
+        pytest.param(Any((prefix(type="org."), suffix(type=".lost"))), False, id="none of any"),
+        pytest.param(Not(exact(type="other")), True, id="not"),
+        pytest.param(Not(exact(type="com.example.made")), False, id="not what is there"),
+        pytest.param(Not(exact(dataschema="x")), True, id="not of an absent attribute"),
+        pytest.param(Not(Any((exact(type="a"), Not(exact(source="/a/b"))))), True, id="nested"),
+    ],
+)
+def test_a_filter_matches_as_its_dialect_says(wanted: Filter, matched: bool):
+    assert wanted.matches(EVENT) is matched
+    assert explain(wanted, EVENT).matched is matched
+
+
+@pytest.mark.parametrize(
+    ("wanted", "verdict"),
+    [
+        pytest.param(
+            exact(subject="dog.png", type="com.example.made"),
+            Verdict(
+                matched=False, clause="filter.attributes", attribute="subject", wanted="is 'dog.png'", value="cat.png"
+            ),
+            id="filter.attributes",
+        ),
+        pytest.param(
+            exact(dataschema=""),
+            Verdict(matched=False, clause="filter.attributes", attribute="dataschema", wanted="is present"),
+            id="absent",
+        ),
+        pytest.param(
+            All((prefix(type="com."), suffix(subject=".jpg"))),
+            Verdict(
+                matched=False,
+                clause="filters[1].suffix",
+                attribute="subject",
+                wanted="ends with '.jpg'",
+                value="cat.png",
+            ),
+            id="the second of filters",
+        ),
+        pytest.param(
+            All((Any((exact(type="a"), prefix(source="/x"))),)),
+            Verdict(
+                matched=False,
+                clause="filters[0].any",
+                attribute="type",
+                wanted="type is 'a' or source starts with '/x'",
+                value="com.example.made",
+            ),
+            id="none of any",
+        ),
+        pytest.param(
+            All((Not(exact(type="com.example.made")),)),
+            Verdict(
+                matched=False,
+                clause="filters[0].not",
+                attribute="type",
+                wanted="does not match exact",
+                value="com.example.made",
+            ),
+            id="not",
+        ),
+    ],
+)
+def test_an_explanation_names_the_clause_that_fails_and_the_value_it_met(wanted: Filter, verdict: Verdict):
+    assert explain(wanted, EVENT) == verdict
+
+
+NAMES = st.sampled_from(["type", "source", "subject", "color"])
+VALUES = st.sampled_from(["a", "ab", "abc", "b", "bc"])
+PAIRS = st.dictionaries(NAMES, VALUES, min_size=1, max_size=3).map(lambda pairs: tuple(sorted(pairs.items())))
+LEAVES = st.one_of(PAIRS.map(Exact), PAIRS.map(Prefix), PAIRS.map(Suffix))
+FILTERS = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=1, max_size=3).map(lambda nested: All(tuple(nested))),
+        st.lists(inner, min_size=1, max_size=3).map(lambda nested: Any(tuple(nested))),
+        inner.map(Not),
+    ),
+    max_leaves=6,
+)
+EVENTS = st.dictionaries(NAMES, VALUES, max_size=4).map(lambda held: {"type": "a", **held})
+
+
+@given(st.lists(st.one_of(FILTERS, st.just(ANYTHING)), max_size=12), EVENTS)
+def test_the_index_finds_what_walking_all_filters_finds(wanted: list[Filter], event: dict[str, str]):
+    index = FilterIndex((each, number) for number, each in enumerate(wanted))
+    assert sorted(index.match(event)) == [number for number, each in enumerate(wanted) if each.matches(event)]
+
+
+@given(FILTERS, EVENTS)
+def test_an_explanation_agrees_with_the_match(one: Filter, event: dict[str, str]):
+    wanted = All((one,))  # as a Trigger's `filters` are compiled
+    verdict = explain(wanted, event)
+    assert verdict.matched is wanted.matches(event)
+    if not verdict.matched:
+        assert verdict.clause
+        assert verdict.wanted
+        assert verdict.value == event.get(verdict.attribute)
