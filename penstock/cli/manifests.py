@@ -12,6 +12,7 @@ import yaml
 
 from core.errors import NotFound
 from core.resources import Kind, KindRef, Registry
+from penstock.apiserver.yaml_loader import JsonLoader, check_depth
 from penstock.cli.failure import Failure
 
 __all__ = ["Manifest", "read_manifests"]
@@ -43,7 +44,8 @@ def read_manifests(paths: Iterable[str], registry: Registry, namespace: str) -> 
     problems: list[str] = []
     for place, text in _sources(paths):
         try:
-            documents = list(yaml.load_all(text, Loader=_loader()))
+            check_depth(text.encode())
+            documents = list(yaml.load_all(text, Loader=JsonLoader))
         except yaml.YAMLError as error:
             problems.append(f"{place}: {_yaml_problem(error)}")
             continue
@@ -105,24 +107,6 @@ def _read(path: Path) -> str:
         raise Failure(f"{path} does not exist.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise Failure(f"{path} cannot be read: {error}.") from error
-
-
-def _loader() -> Any:
-    """PyYAML's safe loader (libyaml's where it is built in) that refuses a key given twice instead of dropping one."""
-    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-    class UniqueKeys(base):  # type: ignore[misc] # which loader is known only here
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
-            seen: set[str] = set()
-            for key_node, _ in node.value:
-                if key_node.value in seen and key_node.tag != "tag:yaml.org,2002:merge":
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key_node.value!r} is given twice", key_node.start_mark
-                    )
-                seen.add(str(key_node.value))
-            return super().construct_mapping(node, deep)
-
-    return UniqueKeys
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

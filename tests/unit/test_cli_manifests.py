@@ -28,7 +28,8 @@ def test_documents_of_files_and_folders_are_read_in_order(tmp_path):
         pytest.param("apiVersion: x.dev/v1\nkind: Thing", "metadata: is required", id="no metadata"),
         pytest.param("apiVersion: x.dev/v1\nkind: Thing\nmetadata: {}", "metadata.name: is required", id="no name"),
         pytest.param(GOOD.replace("Thing", "Tihng"), "There is no kind Tihng", id="unknown kind"),
-        pytest.param(f"{GOOD}spec: {{a: 1, a: 2}}", "'a' is given twice", id="a key twice"),
+        pytest.param(f"{GOOD}spec: {{a: 1, a: 2}}", 'key "a" is given twice', id="a key twice"),
+        pytest.param("a: " + "[" * 200_000, "nested deeper", id="too deep"),
         pytest.param(f"{GOOD}---\nkind: 7", "document 2: apiVersion", id="names the document"),
     ],
 )
