@@ -341,30 +341,29 @@ class ServerConnection(asyncio.Protocol):
     # ---- the exchange
 
     @property
-    def plain(self) -> bool:
-        """The request was read whole and the connection stays open, so that an answer need not say anything of it."""
-        return self.keep_alive and self._phase is _ANSWER
+    def complete(self) -> bool:
+        """All of the request has arrived."""
+        return self._phase is _ANSWER
 
-    def closes(self) -> bool:
-        """Whether the connection must close after the answer that is about to be written."""
-        if self._phase is _BODY and (
-            self._unconfirmed or self._chunks is not None or self._left > self._server.limits.max_dropped_bytes
-        ):
+    def judge_early_end(self) -> None:
+        """The answer ends before the request: close, unless the rest is little enough to be read and dropped."""
+        if self._unconfirmed or self._chunks is not None or self._left > self._server.limits.max_dropped_bytes:
             self.keep_alive = False
-        return not self.keep_alive
 
     def answered(self, exchange: ServerExchange) -> None:
         """The answer is complete."""
         self._release(exchange)
         if self._phase is _ANSWER:
             self._next()
-        elif not self.keep_alive:
+            return
+        self.judge_early_end()
+        if not self.keep_alive:
             self._linger()
-        else:
-            self._set_deadline()
-            self._read_on()
-            if self._held and not self._busy:
-                asyncio.get_running_loop().call_soon(self._run_held)
+            return
+        self._set_deadline()
+        self._read_on()
+        if self._held and not self._busy:
+            asyncio.get_running_loop().call_soon(self._run_held)
 
     def hold(self) -> None:
         """The handler paused the request."""
@@ -443,7 +442,11 @@ class ServerConnection(asyncio.Protocol):
         self.deadline = self._server.now + limits.linger_timeout_s
         if self.transport.is_closing():
             return
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client reset the connection, which asyncio's transport has not noticed yet
+            self.transport.abort()
+            return
         self._read_on()
 
     def drain(self) -> None:

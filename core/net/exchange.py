@@ -41,6 +41,8 @@ class ServerExchange:
         connection = self.connection
         if connection is None:
             return
+        if not connection.complete:
+            connection.judge_early_end()
         head = self._begin(connection, status, headers, len(body))
         transport = connection.transport
         if self._silent or not body:
@@ -71,7 +73,8 @@ class ServerExchange:
             if self._left < 0:
                 self._broken(connection, "an answer is longer than its stated length")
                 return
-        connection.transport.write(data)
+        if not connection.transport.is_closing():  # it may be, for the rest of this turn of the loop
+            connection.transport.write(data)
 
     def end(self) -> None:
         connection = self.connection
@@ -108,7 +111,7 @@ class ServerExchange:
         except ValueError:
             _log.exception("an answer cannot be put on the wire", extra=self._facts())
             start, lines, content_length, self._silent = status_line(500), b"", 0, True
-        close = b"" if connection.plain or not connection.closes() else CLOSE
+        close = b"" if connection.keep_alive else CLOSE
         if status in BODILESS:
             self._silent = True
             return b"%b%b%b\r\n" % (start, lines, close)

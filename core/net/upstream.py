@@ -176,7 +176,9 @@ class Upstream:
 
     def _put(self, data: bytes) -> None:
         if self.connection is not None:
-            self.connection.transport.write(data)
+            transport = self.connection.transport
+            if not transport.is_closing():  # it may be, for the rest of this turn of the loop
+                transport.write(data)
             return
         if self._unsent is None:
             self._unsent = []

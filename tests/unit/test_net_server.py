@@ -7,9 +7,10 @@ import asyncio
 import pytest
 
 from core.net.body import IGNORE, collect
+from core.net.connection import ServerConnection
 from core.net.server import HttpServer, ServerLimits
 from core.net.types import BodySink, Exchange, RequestHead
-from tests.support.http import DEADLINE_S, Heard, Raw, Recorder, raw, serving, turns_until
+from tests.support.http import DEADLINE_S, Deaf, Heard, Raw, Recorder, raw, serving, turns_until
 from tests.support.loops import on_both_loops
 
 
@@ -250,6 +251,50 @@ async def test_an_early_answer_to_a_long_request_reaches_the_client_before_the_c
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert b"connection: close" in answer
     assert answer.endswith(b"too much")
+
+
+@on_both_loops
+async def test_an_answer_that_begins_before_the_request_is_complete_keeps_the_connection_if_it_ends_after() -> None:
+    recorder = Recorder()
+    async with serving(recorder) as server, raw(server.address) as peer:
+        peer.send(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+        _, exchange, sink = await recorder.request()
+        exchange.start(200, [], 2)
+        exchange.write(b"a")
+        assert b"connection: close" not in await peer.until(b"\r\n\r\na")
+        peer.send(b"1\r\nb\r\n0\r\n\r\n")
+        await sink.done()
+        exchange.write(b"b")
+        exchange.end()
+        assert await peer.exactly(1) == b"b"
+        peer.send(_get())
+        await recorder.request(1)
+
+
+async def test_an_early_answer_to_a_client_that_reset_its_connection_harms_nobody() -> None:
+    class Reset(Deaf):
+        def write_eof(self) -> None:
+            raise OSError("Transport endpoint is not connected")
+
+    recorder = Recorder()
+    connection = ServerConnection(HttpServer(recorder))
+    transport = Reset(connection)
+    connection.data_received(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
+    recorder.exchanges[0].respond(502, [])
+    assert transport.aborted
+
+
+async def test_what_a_client_sends_ahead_is_not_read_while_its_request_is_unanswered() -> None:
+    recorder = Recorder()
+    connection = ServerConnection(HttpServer(recorder))
+    transport = Deaf(connection)
+    connection.data_received(_get("/1"))
+    assert transport.reading  # to hear of the client leaving
+    connection.data_received(_get("/2"))
+    assert not transport.reading
+    recorder.exchanges[0].respond(200, [])
+    await recorder.request(1)
+    assert transport.reading
 
 
 @on_both_loops
