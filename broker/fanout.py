@@ -52,12 +52,13 @@ class Fanout:
                 dispatcher.offer(record)
 
     def swap(self, table: Table) -> None:
-        """Go by this table from now on. A Trigger that is not in it was deleted: its position goes."""
+        """Go by this table from now on. A Trigger that is not in it was deleted, and its position goes; or it cannot be
+        read, and its position stays."""
         if self._closed:
             return
         before, self.table, self._takers = self.table, table, table.takers
         for uid, dispatcher in list(self._dispatchers.items()):
-            if uid not in table.triggers and uid not in table.unread:
+            if uid not in table.triggers:
                 del self._dispatchers[uid]
                 self._end(dispatcher)
         log = self._services.log
@@ -104,7 +105,6 @@ class Fanout:
         dispatcher.begin()
 
     def _end(self, dispatcher: Dispatcher) -> None:
-        self._services.log.unsubscribe(dispatcher.trigger.uid)
         dispatcher.stop()
         self._leaving = {leaving for leaving in self._leaving if leaving.busy}
         if dispatcher.busy:

@@ -68,10 +68,9 @@ class MemoryLog:
 
     def subscribe(self, uid: str, broker: str, name: str, start: int) -> Subscription:
         held = self._subscriptions.get(uid)
-        position = held.position() if held else Position(start)
-        found = Subscription(uid, broker, name, position, _kept)
-        self._subscriptions[uid] = found
-        return found
+        if held is None:
+            held = self._subscriptions[uid] = Subscription(uid, broker, name, Position(start), _kept)
+        return held
 
     def unsubscribe(self, uid: str) -> None:
         self._subscriptions.pop(uid, None)

@@ -93,6 +93,7 @@ class Subscribers:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.scripts: dict[str, Callable[[Request, int], Answer]] = {}
+        self.counts: dict[str, int] = {}
         self.under_way: dict[str, int] = {}
         self.most: dict[str, int] = {}
 
@@ -123,7 +124,8 @@ class Subscribers:
         host = dict(headers)[b"host"].decode()
         everything = [*headers, *((line[0], line[1]) for line in lines)]
         request = Request(loop.time(), f"http://{host}{target.decode()}", everything, body, timeout_s)
-        before = len(self.at(host))
+        before = self.counts.get(host, 0)
+        self.counts[host] = before + 1
         self.requests.append(request)
         self.under_way[host] = self.under_way.get(host, 0) + 1
         self.most[host] = max(self.most.get(host, 0), self.under_way[host])

@@ -1,0 +1,168 @@
+"""The whole node on virtual time: a real in-memory store, an in-memory log, scripted subscribers."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from broker.log.memory import MemoryLog
+from broker.log.port import Retention
+from broker.node import BrokerNode
+from broker.resources import BROKER, TRIGGER
+from core.control.memory import MemoryStore
+from core.net.names import Names
+from core.resources import Key, ObjectMeta, Resource
+from core.telemetry import Metrics
+from tests.support.broker import Answer, Spoken, Subscribers, ask, binary
+from tests.support.virtual_time import VirtualClock, run_virtual
+
+HERE = "scan.default.svc.cluster.local"
+
+
+class Running:
+    """A started node with everything around it."""
+
+    def __init__(self) -> None:
+        self.clock = VirtualClock()
+        self.store = MemoryStore(clock=self.clock)
+        self.log = MemoryLog(retention=Retention(max_age_s=100.0))
+        self.subscribers = Subscribers()
+        self.metrics = Metrics()
+        self.node = BrokerNode(
+            store=self.store,
+            log=self.log,
+            ledger=self.log,
+            client=self.subscribers,
+            names=Names(gateway=("127.0.0.1", 8080), broker=("127.0.0.1", 8081)),
+            clock=self.clock,
+            metrics=self.metrics,
+        )
+
+    async def __aenter__(self) -> "Running":
+        await self.node.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.node.drain(1)
+        self.store.close()
+
+    async def broker(self, name: str = "default") -> Resource:
+        resource = Resource(ref=BROKER, meta=ObjectMeta(name=name, namespace="default"), body={"spec": {}})
+        return await self.store.create(resource)
+
+    async def trigger(self, name: str, uri: str | None = f"http://{HERE}/", **spec: Any) -> Resource:
+        body = {"spec": {"broker": "default", "subscriber": {"uri": "http://x/"}, **spec}}
+        made = await self.store.create(
+            Resource(ref=TRIGGER, meta=ObjectMeta(name=name, namespace="default"), body=body)
+        )
+        return made if uri is None else await self.store.update_status(made.with_status({"subscriberUri": uri}))
+
+    async def send(self, event_id: str, **extensions: str) -> Spoken:
+        exchange = ask(self.node.handler, headers=binary(event_id, **extensions))
+        async with asyncio.timeout(5):
+            await exchange.answered.wait()
+        return exchange
+
+
+def test_brokers_and_triggers_take_effect_as_they_come_change_and_go():
+    async def main() -> None:
+        async with Running() as running:
+            assert (await running.send("too-early")).status == 503
+            await running.node.synced.wait()
+            assert (await running.send("no-broker")).status == 404
+            await running.broker()
+            trigger = await running.trigger("t")
+            await asyncio.sleep(1)
+            assert (await running.send("e1")).status == 202
+            await asyncio.sleep(1)
+            assert running.subscribers.ids(HERE) == ["e1"]
+            moved = {"subscriberUri": "http://other.test/"}
+            await running.store.update_status(trigger.with_status(moved).with_meta(resource_version=""))
+            await asyncio.sleep(1)
+            await running.send("e2")
+            await asyncio.sleep(1)
+            assert running.subscribers.ids("other.test") == ["e2"]
+            await running.store.delete(trigger.key)
+            await asyncio.sleep(1)
+            await running.send("e3")
+            await asyncio.sleep(1)
+            assert len(running.subscribers.requests) == 2
+            await running.store.delete(Key(BROKER, "default", "default"))
+            await asyncio.sleep(1)
+            assert (await running.send("e4")).status == 404
+
+    run_virtual(main())
+
+
+def test_events_go_on_flowing_while_the_store_is_away():
+    async def main() -> None:
+        async with Running() as running:
+            await running.broker()
+            await running.trigger("t")
+            await asyncio.sleep(1)
+            running.store.close()  # every watch ends
+            await asyncio.sleep(60)
+            assert (await running.send("e1")).status == 202
+            await asyncio.sleep(1)
+            assert running.subscribers.ids(HERE) == ["e1"]
+
+    run_virtual(main())
+
+
+def test_metrics_tell_deliveries_by_trigger_and_end_with_it():
+    async def main() -> None:
+        async with Running() as running:
+            await running.broker()
+            trigger = await running.trigger("t")
+            running.subscribers.scripts[HERE] = lambda request, n: Answer(400 if request.event.id == "bad" else 202)
+            await asyncio.sleep(1)
+            await running.send("e1")
+            await running.send("bad")
+            await asyncio.sleep(1)
+            page = running.metrics.expose()
+            assert 'penstock_broker_deliveries_total{trigger="default/t",outcome="delivered"} 1' in page
+            assert 'penstock_broker_deliveries_total{trigger="default/t",outcome="dropped"} 1' in page
+            assert "penstock_broker_triggers 1" in page
+            assert "penstock_broker_backlog_events 0" in page
+            await running.store.delete(trigger.key)
+            await asyncio.sleep(1)
+            assert 'trigger="default/t"' not in running.metrics.expose()
+
+    run_virtual(main())
+
+
+def test_housekeeping_keeps_idle_positions_and_removes_old_events():
+    async def main() -> None:
+        async with Running() as running:
+            await running.broker()
+            trigger = await running.trigger("picky", filter={"attributes": {"type": "never"}})
+            await asyncio.sleep(1)
+            for n in range(1200):
+                await running.send(str(n))
+            await asyncio.sleep(10)
+            subscription = running.log.subscribe(trigger.meta.uid, "default/default", "", 0)
+            assert subscription.through == 1200
+            await asyncio.sleep(200)
+            assert await running.log.retain(running.clock.now()) == 0
+            assert running.log.last() == 1200
+            page = asyncio.get_running_loop().create_future()
+            running.log.read("default/default", 0, 10, page.set_result)
+            assert (await page).records == []
+
+    run_virtual(main())
+
+
+def test_draining_keeps_all_progress():
+    async def main() -> None:
+        async with Running() as running:
+            await running.broker()
+            trigger = await running.trigger("t")
+            await asyncio.sleep(1)
+            await running.send("e1")
+            began = asyncio.get_running_loop().time()
+            await running.node.drain(10)
+            assert asyncio.get_running_loop().time() - began < 1
+            position = running.log.subscribe(trigger.meta.uid, "default/default", "", 0).position()
+            assert position.low_water == pytest.approx(1)
+
+    run_virtual(main())
