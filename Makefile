@@ -9,6 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UP ?=
+UPLOADS := examples/pictures/buckets/uploads
 
 .PHONY: help run demo test check unit conformance e2e bench fmt lock clean python
 
@@ -16,6 +17,8 @@ help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(VENV)/.run ## Set up, and start the platform with the pictures example
+	@test -d $(UPLOADS) || $(BIN)/python examples/pictures/make_pictures.py --into $(UPLOADS) --count 6 --output json >/dev/null
+	@echo "Pictures that you put into $(UPLOADS) become events; six are there to begin with."
 	@exec $(BIN)/penstock up --apply examples/pictures/manifests $(UP)
 
 demo: $(VENV)/.run ## Set up, and run the pictures example scripted, every result checked

@@ -6,13 +6,17 @@
 
 from __future__ import annotations
 
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 import msgspec
 
 from core.net.types import Address
 
 __all__ = ["Names", "Target"]
+
+
+# What a path may hold beside letters, digits and "-._~" (RFC 3986, 3.3), and "%" because escapes stay as they are.
+_KEPT = "/%:@!$&'()*+,;="
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -38,8 +42,13 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
         tls = parts.scheme == "https"
         known = None if tls else self._own(parts.hostname)
         address = known or (parts.hostname, parts.port or (443 if tls else 80))
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        return Target(address, _host(parts).encode("idna"), path.encode("ascii", "replace"), tls)
+        path = quote(parts.path, safe=_KEPT) or "/"
+        if parts.query:
+            path += "?" + quote(parts.query, safe=_KEPT + "?")
+        try:
+            return Target(address, _host(parts).encode("idna"), path.encode(), tls)
+        except UnicodeError as error:
+            raise ValueError(f"{url!r} has a host that is not a DNS name: {error}") from error
 
     def _own(self, hostname: str) -> Address | None:
         if not hostname.endswith((".svc.cluster.local", ".localhost")):
@@ -51,4 +60,6 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
 
 def _host(parts: SplitResult) -> str:
     host = parts.hostname or ""
+    if ":" in host:
+        host = f"[{host}]"
     return f"{host}:{parts.port}" if parts.port else host

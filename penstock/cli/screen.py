@@ -13,7 +13,7 @@ from penstock.cli.failure import Failure
 from penstock.cli.story import event_line, is_settled
 from penstock.places import Places
 
-__all__ = ["show_events"]
+__all__ = ["newest_position", "show_events"]
 
 #: How often new events are asked for.
 INTERVAL_S: Final = 0.3
@@ -44,11 +44,16 @@ class _Waiting:
         return tried and is_settled(self.event) and now_s - self.changed_s >= QUIET_S
 
 
-async def show_events(places: Places) -> None:
-    """Print events as they happen, until cancelled. Only those that come from now on."""
+async def newest_position(places: Places) -> int:
+    """The position of the newest stored event; 0 where there is none, or nobody answers."""
+    answer = await asyncio.to_thread(_ask, Api(places.api), {"limit": "1"})
+    return answer["next"] if answer else 0
+
+
+async def show_events(places: Places, after: int) -> None:
+    """Print the events after a position as they happen, until cancelled."""
     api = Api(places.api)
-    start = await asyncio.to_thread(_ask, api, {"limit": "1"})
-    shown = start["next"] if start else 0
+    shown = after
     waiting: dict[int, _Waiting] = {}
     while True:
         await asyncio.sleep(INTERVAL_S)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 import time
@@ -120,17 +121,17 @@ async def _run(
 
 async def _serve(places: Places, files: tuple[str, ...], stop: asyncio.Event, *, quiet: bool) -> int:
     """Apply what was asked for, then show events until it is time to stop."""
+    from penstock.cli.screen import newest_position, show_events  # noqa: PLC0415 - see `up`
+
+    # Taken before anything is applied: what the sources of these manifests emit at once is to be seen as well.
+    position = await newest_position(places)
     if files and not await _apply(places, files):
         return FAILED
-    if quiet:
-        await stop.wait()
-        return 0
-    from penstock.cli.screen import show_events  # noqa: PLC0415 - see `up`
-
-    showing = asyncio.create_task(show_events(places), name="show events")
+    showing = None if quiet else asyncio.create_task(show_events(places, position), name="show events")
     await stop.wait()
-    showing.cancel()
-    await asyncio.gather(showing, return_exceptions=True)
+    if showing is not None:
+        showing.cancel()
+        await asyncio.gather(showing, return_exceptions=True)
     return 0
 
 
@@ -166,13 +167,23 @@ def _banner(places: Places, data: Path, *, ready_s: float) -> None:
     ):
         click.echo(f"  {title:<9}{click.style(where, fg='green'):<30}  {what}")
     click.echo("\n  Try, in another terminal:")
-    for command in (
-        "penstock get triggers",
-        'penstock send --type hello --data \'{"to": "you"}\'',
-        f"kubectl --kubeconfig {kubeconfig} get ksvc",
+    command = _own_command()
+    for tried in (
+        f'{command} send --type hello --data \'{{"to": "you"}}\'',
+        f"{command} events --follow",
+        f"kubectl --kubeconfig {kubeconfig} get brokers,triggers,ksvc",
     ):
-        click.secho(f"    {command}", bold=True)
+        click.secho(f"    {tried}", bold=True)
     click.echo()
+
+
+def _own_command() -> str:
+    """How to call this command here: by its name where the shell finds it, else by its path."""
+    own = Path(sys.argv[0])
+    found = shutil.which("penstock")
+    if found is not None and Path(found).resolve() == own.resolve():
+        return "penstock"
+    return _shown(own.absolute()) if own.name == "penstock" else f"{_shown(Path(sys.executable))} -m penstock"
 
 
 def _shown(path: Path) -> str:
