@@ -1,0 +1,139 @@
+"""kill -9 of the broker process under load: nothing that was answered 202 is lost, and no reply of it."""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from core.errors import PenstockError
+from core.events import from_http
+from core.net.body import collect
+from core.net.client import Client
+from core.net.server import HttpServer
+from core.net.types import BodySink, Exchange, RequestHead
+from tests.support.broker import binary
+
+pytestmark = pytest.mark.e2e
+
+KILLS = 4
+SENDERS = 16
+#: Starts, deliveries and retries of a busy machine are done well before.
+DEADLINE_S = 60.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Subscriber:
+    """Three subscribers in one: ``/flaky`` fails one time in three, ``/replies`` answers each event with another, and
+    ``/all`` sees everything. Keeps its own account of who got what."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.got: dict[str, set[str]] = {"/flaky": set(), "/replies": set(), "/all": set()}
+        self.deliveries = 0
+        self.changed = asyncio.Event()
+        self._rng = rng
+
+    def handle(self, head: RequestHead, exchange: Exchange) -> BodySink:
+        def received(body: bytes) -> None:
+            event = from_http(head.headers, body)
+            path = head.target.decode()
+            if path == "/flaky" and self._rng.random() < 0.3:
+                exchange.respond(500, [])
+                return
+            self.deliveries += 1
+            self.got[path].add(event.id)
+            self.changed.set()
+            if path == "/replies" and event.type == "test.made":
+                exchange.respond(200, binary(f"reply-{event.id}", "test.reply"), b"{}")
+            else:
+                exchange.respond(202, [])
+
+        return collect(exchange, max_bytes=1024 * 1024, then=received)
+
+
+class Broker:
+    """The broker process under test, started again on the same log and port after each kill."""
+
+    def __init__(self, path: Path, port: int, urls: list[str]) -> None:
+        self._command = [sys.executable, "-m", "tests.support.broker_process", str(path), str(port), *urls]
+
+    async def start(self) -> None:
+        self.process = await asyncio.create_subprocess_exec(*self._command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+        assert self.process.stdout is not None
+        async with asyncio.timeout(DEADLINE_S):
+            line = await self.process.stdout.readline()
+        assert line.startswith(b"ready"), line
+
+    async def end(self, how: signal.Signals) -> int:
+        self.process.send_signal(how)
+        async with asyncio.timeout(DEADLINE_S):
+            return await self.process.wait()
+
+
+async def send_events(client: Client, port: int, name: str, accepted: set[str], stop: asyncio.Event) -> None:
+    """Publish one after the other until told to stop; what fails is not sent again: its sender knows that it failed."""
+    number = 0
+    while not stop.is_set():
+        number += 1
+        event_id = f"{name}-{number}"
+        headers = [(b"host", b"ingress.test"), *binary(event_id)]
+        try:
+            answer = await client.request(
+                ("127.0.0.1", port), b"POST", b"/default/default", headers, b"{}", timeout_s=10, max_bytes=10_000
+            )
+        except PenstockError:
+            await asyncio.sleep(0.01)  # the process is down: do not spin
+            continue
+        if answer.status == 202:
+            accepted.add(event_id)
+
+
+async def test_every_event_answered_202_is_delivered_though_the_broker_is_killed_again_and_again(tmp_path: Path):
+    seed = int(os.environ.get("PENSTOCK_TEST_SEED", random.SystemRandom().randrange(10**6)))
+    print(f"PENSTOCK_TEST_SEED={seed}")
+    rng = random.Random(seed)
+    subscriber = Subscriber(rng)
+    server, client = HttpServer(subscriber.handle), Client()
+    await server.start(_bound())
+    with _bound() as reserved:
+        port = reserved.getsockname()[1]
+    base = f"http://127.0.0.1:{server.address[1]}"
+    broker = Broker(tmp_path / "log.db", port, [f"{base}{path}" for path in subscriber.got])
+    accepted: set[str] = set()
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        await broker.start()
+        for n in range(SENDERS):
+            tasks.create_task(send_events(client, port, f"s{n}", accepted, stop))
+        for _ in range(KILLS):
+            await asyncio.sleep(rng.uniform(0.1, 0.6))
+            assert await broker.end(signal.SIGKILL) == -signal.SIGKILL
+            await broker.start()
+        await asyncio.sleep(0.2)
+        stop.set()
+    wanted = accepted | {f"reply-{event_id}" for event_id in accepted}
+    try:
+        async with asyncio.timeout(DEADLINE_S):
+            while not all(wanted <= got for got in subscriber.got.values()):
+                subscriber.changed.clear()
+                await subscriber.changed.wait()
+    finally:
+        missing = {path: len(wanted - got) for path, got in subscriber.got.items()}
+        seen = sum(len(got) for got in subscriber.got.values())
+        again = subscriber.deliveries - seen
+        print(f"accepted {len(accepted)}, delivered {seen}, delivered again {again}, missing {missing}")
+    assert accepted
+    assert await broker.end(signal.SIGTERM) == 0
+    await client.close()
+    await server.drain(1)
+
+
+def _bound() -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    return sock
