@@ -69,32 +69,33 @@ class Fanout:
             held = self._dispatchers.get(uid)
             if held is None:
                 if uid not in before.triggers:
-                    self._enter(trigger)
+                    self._enter(trigger, log.last())
             elif held.trigger != trigger:
                 held.update(trigger)
 
-    def _enter(self, trigger: TriggerSpec) -> None:
+    def _enter(self, trigger: TriggerSpec, newest: int) -> None:
         """A Trigger that has no dispatcher yet. Its kept position counts; a new one starts where the log was when it
-        was created, even if this process hears of it later: what arrived since is what its Ready promises."""
+        was created, even if this process hears of it later: what arrived since is what its Ready promises. What
+        arrives after `newest`, the log's end when it was heard of, is offered to it in any case."""
         log = self._services.log
         if trigger.uid in log.subscriptions() or trigger.created_at is None:
-            self._begin(trigger.uid, log.last())
+            self._begin(trigger.uid, newest)
             return
 
         def found(start: int | PenstockError) -> None:
             if isinstance(start, PenstockError):
                 facts = {"trigger": trigger.key, "error": str(start)}
                 logger.error("a new Trigger's start is not known yet; looking again", extra={"facts": facts})
-                asyncio.get_running_loop().call_later(_SEEK_RETRY_S, self._seek_again, trigger.uid)
+                asyncio.get_running_loop().call_later(_SEEK_RETRY_S, self._seek_again, trigger.uid, newest)
             else:
-                self._begin(trigger.uid, start)
+                self._begin(trigger.uid, min(start, newest))
 
         log.seek(trigger.broker, trigger.created_at + CREATION_PRECISION_S, found)
 
-    def _seek_again(self, uid: str) -> None:
+    def _seek_again(self, uid: str, newest: int) -> None:
         trigger = self.table.triggers.get(uid)
         if trigger is not None and uid not in self._dispatchers and not self._closed:
-            self._enter(trigger)
+            self._enter(trigger, newest)
 
     def _begin(self, uid: str, start: int) -> None:
         trigger = self.table.triggers.get(uid)

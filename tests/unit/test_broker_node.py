@@ -166,3 +166,35 @@ def test_draining_keeps_all_progress():
             assert position.low_water == pytest.approx(1)
 
     run_virtual(main())
+
+
+class SlowToSeek(MemoryLog):
+    """A log in which a new Trigger's start takes a while to find."""
+
+    def seek(self, broker, at, then):
+        asyncio.get_running_loop().call_later(0.05, super().seek, broker, at, then)
+
+
+def test_what_arrives_while_a_new_triggers_start_is_looked_for_is_delivered_to_it():
+    async def main() -> None:
+        running = Running()
+        running.log = SlowToSeek()
+        running.node = BrokerNode(
+            store=running.store,
+            log=running.log,
+            ledger=running.log,
+            client=running.subscribers,
+            names=Names(),
+            clock=running.clock,
+            metrics=running.metrics,
+        )
+        async with running:
+            await running.broker()
+            await running.trigger("t", "http://new.test/")
+            await running.node.synced.wait()
+            await asyncio.sleep(0.01)
+            assert (await running.send("early")).status == 202
+            await asyncio.sleep(1)
+            assert running.subscribers.ids("new.test") == ["early"]
+
+    run_virtual(main())
