@@ -73,11 +73,11 @@ class Scaler:
         self.refusal: Failure | None = None
         self._failure = read_failure(scaler)
         self.decisions: deque[ScalingDecision] = deque(maxlen=KEPT_DECISIONS)
+        self._lengths = (0.0, 0.0)
         self.update(scaler)
-        self._windows = Windows(stable_s=self._spec.stable_window_s, panic_s=self._spec.panic_window_s)
 
     def update(self, scaler: Resource) -> None:
-        """The PodAutoscaler as it is now. Its windows' lengths come from the Revision and never change."""
+        """The PodAutoscaler as it is now. Windows of another length start empty."""
         self.resource = scaler
         asked = spec_of(scaler, PodAutoscalerSpec)
         self._spec = kpa_spec(
@@ -86,6 +86,10 @@ class Scaler:
             reachable=asked.reachability != "Unreachable",
             settings=self._settings,
         )
+        lengths = (self._spec.stable_window_s, self._spec.panic_window_s)
+        if lengths != self._lengths:
+            self._windows = Windows(stable_s=lengths[0], panic_s=lengths[1])
+            self._lengths, self._sampled = lengths, None
 
     @property
     def ready(self) -> int:

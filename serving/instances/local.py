@@ -42,7 +42,7 @@ LONGEST_RESTART_S: Final = 30.0
 HEALTHY_AFTER_S: Final = 10.0
 
 #: How many of the last log lines a failure quotes, and how much of them.
-QUOTED_LINES: Final = 5
+QUOTED_LINES: Final = 3
 QUOTED_CHARS: Final = 1000
 
 #: How often log files are held against their limit.
@@ -104,6 +104,8 @@ class LocalProcesses:
         for pid in launcher.strays(adopted):
             _log.warning("ended a function's process that nobody remembers", extra={"facts": {"pid": pid}})
             _kill(pid)
+        running = {(life.instance.namespace, life.instance.revision) for life in self._lives.values()}
+        launcher.logs.prune_revisions(running)
         self._rotating = asyncio.create_task(self._rotate())
 
     async def close(self, *, within_s: float = CLOSE_WITHIN_S) -> None:
@@ -236,6 +238,8 @@ class _Life:
                     return
                 self._move("starting", failure=failure)
                 started = self._start()
+        except Exception:  # noqa: BLE001 - boundary: one instance's trouble must not end the others
+            _log.exception("an instance was given up", extra={"facts": {"instance": self.instance.name}})
         finally:
             self._move("gone")
 

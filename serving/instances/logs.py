@@ -24,6 +24,9 @@ MAX_FILE_BYTES: Final = 4 * 1024 * 1024
 #: Files of instances that are gone, per Revision: enough to see why the last ones failed.
 KEPT_FILES: Final = 10
 
+#: Revisions whose logs are kept after the last instance is gone; the ones written to longest ago go first.
+KEPT_REVISIONS: Final = 200
+
 #: How often a follower looks for more. Person-speed, and it costs one `stat` a file.
 FOLLOW_EVERY_S: Final = 0.2
 
@@ -73,6 +76,12 @@ class LogFiles:
         for path in gone[:-KEPT_FILES]:
             path.unlink(missing_ok=True)
             path.with_suffix(".log.1").unlink(missing_ok=True)
+
+    def prune_revisions(self, running: set[tuple[str, str]]) -> None:
+        """Delete the logs of the Revisions not `running` (namespace, name) that wrote longest ago."""
+        folders = [folder for folder in self._directory.glob("*/*") if (folder.parent.name, folder.name) not in running]
+        for folder in sorted(folders, key=_changed)[:-KEPT_REVISIONS]:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _files(self, namespace: str, revision: str) -> list[Path]:
         """A Revision's files, the one that was written to last at the end."""

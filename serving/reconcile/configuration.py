@@ -1,7 +1,8 @@
 """Configuration -> one Revision per generation; its status names the latest created and the latest ready one.
 
 Behaviour: knative/serving `pkg/reconciler/configuration` and `configuration_lifecycle.go`. The latest ready Revision
-moves only forward, and only to one that is ready, so that a rollout that fails leaves the old one serving.
+moves only forward, and only to one that is ready, so that a rollout that fails leaves the old one serving. Revisions
+that nothing leads to any more are deleted as `pkg/reconciler/gc` deletes them, so that their number stays bounded.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from core.control.reconcile import Action, Apply, Outcome, View
+from core.clock import parse_rfc3339, rfc3339
+from core.control.reconcile import Action, Apply, Delete, Outcome, View
 from core.resources import Condition, Key, KindRef, ObjectMeta, Resource, is_ready, owner_reference
+from serving.reconcile.route import targets_of
 from serving.reconcile.status import condition_of, owner_keys, status_of, unknown
 from serving.resources import (
     CONFIGURATION,
@@ -20,10 +23,19 @@ from serving.resources import (
     LABEL_SERVICE,
     LABEL_SERVICE_UID,
     REVISION,
+    ROUTE,
     child_name,
 )
 
 __all__ = ["ConfigurationReconciler", "conflicting_revision"]
+
+#: Knative's `config-gc`: this many Revisions without traffic are kept (min-non-active-revisions), and so are those that
+#: are younger than two days (retain-since-create-time).
+KEPT_REVISIONS: Final = 20
+KEPT_FOR_S: Final = 48 * 3600.0
+
+#: On a Revision, keeps it for good.
+_NO_GC: Final = "serving.knative.dev/no-gc"
 
 _FAILED: Final = "RevisionFailed"
 
@@ -35,7 +47,12 @@ class ConfigurationReconciler:
 
     @property
     def related(self) -> Mapping[KindRef, Callable[[Resource, View], Iterable[Key]]]:
-        return {REVISION: lambda revision, view: owner_keys(revision, CONFIGURATION)}
+        return {
+            REVISION: lambda revision, view: owner_keys(revision, CONFIGURATION),
+            ROUTE: lambda route, view: [
+                Key(CONFIGURATION, route.meta.namespace, name) for name in sorted(targets_of(route)[0])
+            ],
+        }
 
     def decide(self, resource: Resource, view: View, now: float) -> Outcome:
         if resource.meta.deletion_timestamp:
@@ -53,7 +70,7 @@ class ConfigurationReconciler:
         latest_ready = _latest_ready(resource, view)
         ready = _ready(resource, created, latest_ready)
         status = _status(resource, ready, now, created=created.meta.name, latest=latest_ready)
-        return Outcome(status=status, actions=actions)
+        return Outcome(status=status, actions=(*actions, *_collect(resource, view, status, now)))
 
 
 def conflicting_revision(configuration: Resource, view: View) -> Resource | None:
@@ -119,6 +136,24 @@ def _latest_ready(configuration: Resource, view: View) -> str | None:
         if _generation(revision) >= oldest and is_ready(revision.status, revision.meta.generation) == "True":
             return revision.meta.name
     return known
+
+
+def _collect(configuration: Resource, view: View, status: Mapping[str, Any], now: float) -> list[Delete]:
+    """Revisions to delete: without traffic or a name in any Route, old, and more than are kept."""
+    named = {status.get("latestCreatedRevisionName"), status.get("latestReadyRevisionName")}
+    for route in view.list(ROUTE, configuration.meta.namespace):
+        named |= targets_of(route)[1]
+    unused = [
+        revision
+        for revision in view.owned(configuration, REVISION)
+        if revision.meta.name not in named and _NO_GC not in revision.meta.annotations
+    ]
+    unused.sort(key=_generation)
+    return [
+        Delete(revision.key, revision.meta.uid)
+        for revision in unused[: max(0, len(unused) - KEPT_REVISIONS)]
+        if now - parse_rfc3339(revision.meta.creation_timestamp or rfc3339(now)) > KEPT_FOR_S
+    ]
 
 
 def _ready(configuration: Resource, created: Resource, latest_ready: str | None) -> Condition:

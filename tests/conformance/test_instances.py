@@ -188,6 +188,35 @@ async def test_an_instance_that_ignores_the_request_to_stop_is_killed_after_its_
     assert local.watched.phases(name)[-2:] == ["draining", "gone"]
 
 
+async def test_closing_does_not_wait_for_long_requests(local: LocalHarness) -> None:
+    (local.directory / "deaf.py").write_text("import signal, time; signal.signal(15, signal.SIG_IGN); " + PORT_LISTENER)
+    name = await made(local, replace(local.spec(), source=f"{sys.executable} deaf.py", drain_timeout_s=300))
+    await local.watched.ready(name)
+    await local.instances.close(within_s=0.1)
+    assert local.watched.phases(name)[-1] == "gone"
+
+
+async def test_the_machine_has_a_limit_of_instances(tmp_path: Path) -> None:
+    harness = LocalHarness(tmp_path)
+    limited = LocalProcesses(
+        directory=tmp_path / "instances", root=tmp_path, environment={"PATH": os.environ["PATH"]}, max_instances=2
+    )
+    try:
+        assert len(await limited.make(harness.spec(), 3)) == 2
+        assert await limited.make(harness.spec(), 1) == ()
+    finally:
+        await limited.close()
+
+
+async def test_a_memory_limit_makes_allocations_beyond_it_fail(local: LocalHarness) -> None:
+    greedy = "def handle(event):\n    print(event.get_subject(), flush=True)\n    return bytearray(1 << 30) and None\n"
+    (local.directory / "hello" / "function.py").write_text(greedy)
+    name = await made(local, replace(local.spec(), memory_limit=512 * 1024 * 1024))
+    await local.watched.ready(name)
+    assert b" 500 " in await local.send(name, "say", "too much")
+    assert "MemoryError" in (await log_of(local))
+
+
 PORT_LISTENER = """
 import os, socket
 listener = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))

@@ -4,8 +4,9 @@ from itertools import count
 
 import pytest
 
+from core.clock import rfc3339
 from core.control.index import Index
-from core.control.reconcile import Apply
+from core.control.reconcile import Apply, Delete
 from core.resources import Key, ObjectMeta, Registry, Resource, is_ready, owner_reference
 from serving.reconcile.configuration import ConfigurationReconciler
 from serving.reconcile.revision import RevisionReconciler
@@ -256,6 +257,20 @@ def test_a_name_that_is_taken_is_told(world):
     made = configured(world, template={"metadata": {"name": "hello-one"}, **TEMPLATE})
     world.add(REVISION, "hello-one", {"containers": [{"image": "somebody-else"}]})
     assert condition(world.decide(ConfigurationReconciler(), made), "Ready") == ("False", "RevisionFailed")
+
+
+def test_old_revisions_without_traffic_are_deleted_but_for_the_last_twenty(world):
+    made = configured(world, generation=30, latestReadyRevisionName="hello-00030")
+    for number in range(1, 31):
+        held = revision_of(world, made, number, "True")
+        days = 1 if number == 4 else 5
+        keep = {"serving.knative.dev/no-gc": "true"} if number == 2 else {}
+        world.put(held.with_meta(creation_timestamp=rfc3339(NOW - days * 86_400), annotations=keep))
+    routed(world, LATEST, {"revisionName": "hello-00003", "tag": "old"})
+    outcome = ConfigurationReconciler().decide(world.at(CONFIGURATION, "hello"), world, NOW)
+    deleted = [action.key.name for action in outcome.actions if isinstance(action, Delete)]
+    # 27 have no traffic and may be deleted; the seven oldest of them are over the limit, and one of those is young.
+    assert deleted == [f"hello-{number:05d}" for number in (1, 5, 6, 7, 8, 9)]
 
 
 # Route
