@@ -234,7 +234,8 @@ class _Fetch:
 
     __slots__ = ("_chunks", "_fetches", "_headers", "_left", "_status", "_then", "deadline", "request")
 
-    request: Upstream
+    #: None once it is over: the two refer to each other, and would wait for the garbage collector otherwise.
+    request: Upstream | None
 
     def __init__(
         self,
@@ -254,7 +255,8 @@ class _Fetch:
     def head(self, status: int, headers: Headers, content_length: int | None) -> None:
         self._status = status
         self._headers = headers
-        if content_length is not None and content_length > self._left and not self.request.head_only:
+        too_large = content_length is not None and content_length > self._left
+        if too_large and self.request is not None and not self.request.head_only:
             self._give_up(ResponseTooLarge("The answer is larger than is accepted."))
 
     def whole(self, status: int, headers: Headers, body: bytes) -> None:
@@ -262,6 +264,7 @@ class _Fetch:
             self.failed(ResponseTooLarge("The answer is larger than is accepted."))
             return
         self._fetches.discard(self)
+        self.request = None
         self._then(Response(status, headers, body))
 
     def body(self, chunk: bytes) -> None:
@@ -273,11 +276,13 @@ class _Fetch:
 
     def end(self) -> None:
         self._fetches.discard(self)
+        self.request = None
         chunks = self._chunks
         self._then(Response(self._status, self._headers, chunks[0] if len(chunks) == 1 else b"".join(chunks)))
 
     def failed(self, error: NetError) -> None:
         self._fetches.discard(self)
+        self.request = None
         self._then(error)
 
     def writable(self, ready: bool) -> None:
@@ -285,14 +290,15 @@ class _Fetch:
 
     def cancel(self) -> None:
         self._fetches.discard(self)
-        self.request.cancel()
+        request, self.request = self.request, None
+        if request is not None:
+            request.cancel()
 
     def expire(self) -> None:
         self._give_up(ResponseTimeout("The answer did not come in time."))
 
     def _give_up(self, error: NetError) -> None:
-        self.request.cancel()
-        self._fetches.discard(self)
+        self.cancel()
         try:
             self._then(error)
         except Exception:  # noqa: BLE001 - the request's boundary
