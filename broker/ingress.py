@@ -15,7 +15,7 @@ from broker.log.port import Entry, EventLog, LogFull, Record
 from broker.table import EMPTY, BrokerSpec, Table
 from core.clock import Clock
 from core.errors import InvalidInput, Overloaded, PenstockError
-from core.events import CloudEvent, binary_head, from_http
+from core.events import CloudEvent, binary_head, with_binary_head
 from core.limits import MAX_EVENT_BYTES
 from core.net.body import IGNORE, collect
 from core.net.types import BodySink, Exchange, Headers, RequestHead
@@ -106,15 +106,16 @@ class Ingress:
     def publish(self, broker: BrokerSpec, headers: Headers, body: bytes, publish: _Publish) -> None:
         """A whole request for a Broker has arrived."""
         try:
-            event = from_http(headers, body)
+            event, encoded = with_binary_head(headers, body)
             ttl = MAX_TTL
             if TTL_ATTRIBUTE in event.attributes:
                 event, ttl = _take_ttl(event)
+                encoded = binary_head(event)
         except InvalidInput as error:
             status = 415 if _is_other_format(headers) else 400
             self.refuse(publish.exchange, status, str(error))
             return
-        entry = Entry(broker.key, event.attributes, binary_head(event), event.data or b"", self._clock.now(), ttl)
+        entry = Entry(broker.key, event.attributes, encoded, event.data or b"", self._clock.now(), ttl)
         self._log.append(entry, publish.stored)
 
     def accepted(self, broker: BrokerSpec) -> None:

@@ -7,6 +7,7 @@ from core.events.http import (
     is_event,
     to_binary,
     to_structured,
+    with_binary_head,
 )
 from core.events.value import CloudEvent, is_json_type, new_event
 
@@ -20,4 +21,5 @@ __all__ = [
     "new_event",
     "to_binary",
     "to_structured",
+    "with_binary_head",
 ]

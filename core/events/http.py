@@ -18,7 +18,7 @@ import msgspec
 from core.errors import FieldError, InvalidInput
 from core.events.value import CloudEvent, check_attributes, is_json_type
 
-__all__ = ["STRUCTURED_TYPE", "binary_head", "from_http", "is_event", "to_binary", "to_structured"]
+__all__ = ["STRUCTURED_TYPE", "binary_head", "from_http", "is_event", "to_binary", "to_structured", "with_binary_head"]
 
 STRUCTURED_TYPE: Final = "application/cloudevents+json"
 _STRUCTURED_PREFIX: Final = b"application/cloudevents"
@@ -26,7 +26,15 @@ _BATCH_PREFIX: Final = b"application/cloudevents-batch"
 
 # "Space, double-quote, percent, and any characters outside the printable ASCII range" (section 3.1.3.2).
 _MUST_ENCODE: Final = re.compile(r"[^\x21\x23-\x24\x26-\x7e]")
+_NOT_PLAIN: Final = re.compile(rb"[^\x21\x23-\x24\x26-\x7e]")
 _MAX_INT: Final = 2_147_483_647
+
+_CONTENT_TYPE: Final = b"content-type"
+_DATA_TYPE: Final = "datacontenttype"
+#: Attributes by the header that carries them. Extensions that are used are added; beyond the limit (somebody invents
+#: names) each is looked at anew.
+_attributes_by_header: Final[dict[bytes, str]] = {_CONTENT_TYPE: _DATA_TYPE}
+_MAX_REMEMBERED: Final = 1_000
 
 
 def is_event(headers: Iterable[tuple[bytes, bytes]]) -> bool:
@@ -44,19 +52,37 @@ def from_http(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> CloudEvent
 
     Raises InvalidInput with the attribute and the rule where the message is not a valid event.
     """
+    return with_binary_head(headers, body)[0]
+
+
+def with_binary_head(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> tuple[CloudEvent, bytes]:
+    """The event that an HTTP message carries, and its `binary_head`, which for most events is there already.
+
+    Raises InvalidInput with the attribute and the rule where the message is not a valid event.
+    """
     attributes: dict[str, str] = {}
+    lines: list[bytes] = []
+    plain = True
     for name, value in headers:
-        if name[:3] == b"ce-":
-            key = name[3:].decode("ascii", "replace")
-            if key in attributes:
-                raise _invalid(key, "is given more than once")
+        key = _attributes_by_header.get(name)
+        if key is None:
+            if name[:3] != b"ce-":
+                continue
+            key = _attribute_of(name)
+        elif name == _CONTENT_TYPE and value[:23].lower() == _STRUCTURED_PREFIX:
+            event = _from_structured(value, body)
+            return event, binary_head(event)
+        if key in attributes:
+            rule = "belongs in the Content-Type header, given once" if key == _DATA_TYPE else "is given more than once"
+            raise _invalid(key, rule)
+        if name == _CONTENT_TYPE:
+            attributes[key] = value.decode("latin-1")
+        elif _NOT_PLAIN.search(value) is None:
+            attributes[key] = value.decode("ascii")
+        else:
+            plain = False
             attributes[key] = _decode_value(key, value)
-        elif name == b"content-type":
-            if value[:23].lower() == _STRUCTURED_PREFIX:
-                return _from_structured(value, body)
-            if "datacontenttype" in attributes:
-                raise _invalid("datacontenttype", "belongs in the Content-Type header, given once")
-            attributes["datacontenttype"] = value.decode("latin-1")
+        lines.append(b"%b: %b\r\n" % (name, value))
     if "specversion" not in attributes:
         message = (
             "The request carries no CloudEvent: send the headers ce-specversion, ce-id, ce-source and ce-type "
@@ -64,7 +90,18 @@ def from_http(headers: Iterable[tuple[bytes, bytes]], body: bytes) -> CloudEvent
         )
         raise InvalidInput(message, [FieldError(path="specversion", rule="is required")])
     check_attributes(attributes)
-    return CloudEvent(attributes=attributes, data=body or None)
+    event = CloudEvent(attributes=attributes, data=body or None)
+    return event, b"".join(lines) if plain else binary_head(event)
+
+
+def _attribute_of(name: bytes) -> str:
+    """The attribute that a ``ce-`` header names; remembered, because the same few come with every event."""
+    key = name[3:].decode("ascii", "replace")
+    if key == _DATA_TYPE:
+        raise _invalid(key, "belongs in the Content-Type header, given once")
+    if len(_attributes_by_header) < _MAX_REMEMBERED:
+        _attributes_by_header[name] = key
+    return key
 
 
 def to_binary(event: CloudEvent) -> tuple[list[tuple[bytes, bytes]], bytes]:
@@ -179,9 +216,7 @@ def _decode_base64(raw: bytes) -> bytes:
 
 
 def _decode_value(name: str, value: bytes) -> str:
-    """Unquote, then percent-decode once (section 3.1.3.2). Almost every value needs neither."""
-    if b"%" not in value and b'"' not in value and value.isascii():
-        return value.decode("ascii")
+    """Unquote, then percent-decode once (section 3.1.3.2)."""
     if len(value) > 1 and value[:1] == b'"' == value[-1:]:
         value = re.sub(rb"\\(.)", rb"\1", value[1:-1])
     try:

@@ -29,6 +29,8 @@ _DISALLOWED: Final = re.compile(
     + "".join(chr(plane + tail) for plane in range(0, 0x110000, 0x10000) for tail in (0xFFFE, 0xFFFF))
     + "]"
 )
+_valid_names: Final[set[str]] = set()
+_MAX_REMEMBERED: Final = 1_000
 # RFC 3986 characters of a URI-reference; internationalised ones pass, as the SDKs let them.
 _NOT_IN_URI: Final = re.compile(r'[\s<>"{}|\\^`]')
 
@@ -115,7 +117,7 @@ def check_attributes(attributes: Mapping[str, str]) -> None:
     for name, value in attributes.items():
         if not value.isprintable() and _DISALLOWED.search(value):
             errors.append(FieldError(path=name, rule="must not hold control characters or noncharacters", value=value))
-        if not name.isalnum() or _NAME.match(name) is None:
+        if name not in _valid_names and not _is_name(name):
             rule = "is not an attribute name: use only the characters a-z and 0-9"
             errors.append(FieldError(path=name, rule=rule))
     if attributes.get("specversion", SPEC_VERSION) != SPEC_VERSION:
@@ -125,6 +127,15 @@ def check_attributes(attributes: Mapping[str, str]) -> None:
     errors.extend(_check_formats(attributes))
     if errors:
         raise InvalidInput.of("The event", errors)
+
+
+def _is_name(name: str) -> bool:
+    """Whether it can name an attribute; those that can are remembered, because the same few come with every event."""
+    if _NAME.match(name) is None:
+        return False
+    if len(_valid_names) < _MAX_REMEMBERED:
+        _valid_names.add(name)
+    return True
 
 
 def _check_formats(attributes: Mapping[str, str]) -> list[FieldError]:

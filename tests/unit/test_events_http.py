@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.errors import InvalidInput
-from core.events import CloudEvent, binary_head, from_http, is_event, new_event, to_binary, to_structured
+from core.events import (
+    CloudEvent,
+    binary_head,
+    from_http,
+    is_event,
+    new_event,
+    to_binary,
+    to_structured,
+    with_binary_head,
+)
 
 BASE = {"specversion": "1.0", "id": "1", "source": "/here", "type": "a.b"}
 BASE_HEADERS = [(f"ce-{name}".encode(), value.encode()) for name, value in BASE.items()]
@@ -37,6 +46,18 @@ events = st.builds(
 @given(events)
 def test_binary_mode_gives_back_the_same_event(event):
     assert from_http(*to_binary(event)) == event
+
+
+@given(events)
+def test_the_encoded_head_that_comes_with_an_event_is_its_binary_head(event):
+    for message in (to_binary(event), to_structured(event)):
+        assert with_binary_head(*message) == (event, binary_head(event))
+
+
+def test_a_head_that_was_not_encoded_as_the_binding_asks_is_encoded_anew():
+    event, head = with_binary_head([*BASE_HEADERS, (b"ce-subject", b'"two words"')], b"")
+    assert event.subject == "two words"
+    assert b"ce-subject: two%20words\r\n" in head
 
 
 @given(events)
@@ -108,6 +129,8 @@ def structured(**members) -> tuple[list[tuple[bytes, bytes]], bytes]:
         pytest.param([(b"ce-specversion", b"1.0")], b"", "id: is required", id="required attributes missing"),
         pytest.param([*BASE_HEADERS, (b"ce-id", b"2")], b"", "id: is given more than once", id="attribute twice"),
         pytest.param([*BASE_HEADERS, (b"ce-my_ext", b"x")], b"", "a-z and 0-9", id="name with underscore"),
+        pytest.param([*BASE_HEADERS, (b"ce-datacontenttype", b"x")], b"", "Content-Type header", id="media type"),
+        pytest.param([*BASE_HEADERS, *[(b"content-type", b"a/b")] * 2], b"", "given once", id="two media types"),
         pytest.param([*BASE_HEADERS, (b"ce-data", b"x")], b"", "reserved", id="data as an attribute"),
         pytest.param([*BASE_HEADERS, (b"ce-time", b"noon")], b"", "RFC 3339", id="time"),
         pytest.param([*BASE_HEADERS, (b"ce-time", b"2026-11-23T04:05:06")], b"", "time zone", id="time without zone"),
