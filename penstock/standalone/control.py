@@ -68,6 +68,8 @@ async def compose(settings: Settings) -> AsyncIterator[None]:
             settings=ScalingSettings(),
             metrics=metrics,
         )
+        # On leaving, gateways are told before the instances stop.
+        stack.push_async_callback(autoscaler.withdraw)
         checkpoints = SqliteCheckpoints(data / "sources" / "checkpoints.db")
         stack.push_async_callback(checkpoints.close)
         sources = SourceRunner(
