@@ -256,10 +256,9 @@ class ServerConnection(asyncio.Protocol):
 
     def _ask_for_body(self, exchange: ServerExchange) -> None:
         self._set_deadline()
-        if self._unconfirmed:
+        if self._unconfirmed and not exchange.started:
             self._unconfirmed = False
-            if not exchange.started:
-                self.transport.write(_CONTINUE)
+            self.transport.write(_CONTINUE)
 
     def _body(self, data: bytes, at: int) -> int:
         """One piece of the body."""
@@ -345,9 +344,15 @@ class ServerConnection(asyncio.Protocol):
         """All of the request has arrived."""
         return self._phase is _ANSWER
 
-    def judge_early_end(self) -> None:
-        """The answer ends before the request: close, unless the rest is little enough to be read and dropped."""
-        if self._unconfirmed or self._chunks is not None or self._left > self._server.limits.max_dropped_bytes:
+    def judge_early(self, *, ends: bool) -> None:
+        """The answer begins (or even `ends`) before the request does. Must the connection close after it?
+
+        A client that was not told to continue may leave its body out now, so nobody knows what comes next. Of a request
+        whose answer ended, little enough is read and dropped.
+        """
+        if self._unconfirmed or (
+            ends and (self._chunks is not None or self._left > self._server.limits.max_dropped_bytes)
+        ):
             self.keep_alive = False
 
     def answered(self, exchange: ServerExchange) -> None:
@@ -356,7 +361,7 @@ class ServerConnection(asyncio.Protocol):
         if self._phase is _ANSWER:
             self._next()
             return
-        self.judge_early_end()
+        self.judge_early(ends=True)
         if not self.keep_alive:
             self._linger()
             return

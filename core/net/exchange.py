@@ -42,7 +42,7 @@ class ServerExchange:
         if connection is None:
             return
         if not connection.complete:
-            connection.judge_early_end()
+            connection.judge_early(ends=True)
         head = self._begin(connection, status, headers, len(body))
         transport = connection.transport
         if self._silent or not body:
@@ -58,6 +58,8 @@ class ServerExchange:
         connection = self.connection
         if connection is None:
             return
+        if not connection.complete:
+            connection.judge_early(ends=False)
         head = self._begin(connection, status, headers, content_length)
         self._left = content_length
         connection.transport.write(head)

@@ -7,11 +7,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from core.net.client import Client, ClientLimits
 from core.net.server import HttpServer, ServerLimits
 from core.net.types import Address, BodySink, Exchange, Handler, Headers, NetError, RequestHead
+from tests.support.virtual_time import VirtualTimeLoop
+
+T = TypeVar("T")
 
 #: How long a test waits for what should happen at once, before it fails.
 DEADLINE_S = 5.0
@@ -68,6 +71,7 @@ class Raw:
     async def answer(self) -> tuple[bytes, bytes]:
         """One answer with Content-Length: its head and body."""
         head = await self.until(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 ")  # nothing is left of the answer before
         length = next(int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
         return head, await self.exactly(length)
 
@@ -181,6 +185,39 @@ class Deaf(asyncio.Transport):
                 break
             await asyncio.sleep(0)
         self.protocol.data_received(data)
+
+
+class DeafLoop(VirtualTimeLoop):
+    """Virtual time, and connections that lead to transports without sockets and take `connecting_s` to come."""
+
+    connecting_s = 0.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transports: list[Deaf] = []
+
+    async def create_connection(self, protocol_factory: Any, *args: Any, **kwargs: Any) -> Any:
+        await asyncio.sleep(self.connecting_s)
+        protocol = protocol_factory()
+        transport = Deaf(protocol)
+        self.transports.append(transport)
+        return transport, protocol
+
+
+def run_deaf(
+    main: Callable[[DeafLoop, Client], Awaitable[T]], *, connecting_s: float = 0.0, limits: ClientLimits | None = None
+) -> T:
+    """Run `main` with a client whose connections are Deaf."""
+
+    async def run() -> T:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, DeafLoop)
+        loop.connecting_s = connecting_s
+        async with client_of(limits) as client:
+            return await main(loop, client)
+
+    with asyncio.Runner(loop_factory=DeafLoop) as runner:
+        return runner.run(run())
 
 
 class Heard:

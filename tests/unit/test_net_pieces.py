@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from core.net.client import Client
 from core.net.connection import ServerConnection
 from core.net.server import HttpServer
-from core.net.types import BodySink, Exchange, RequestHead, UpstreamRequest
+from core.net.types import BodySink, Exchange, RequestHead
 from core.net.wire import LAST_CHUNK, chunk
-from tests.support.http import HOST, Deaf, Heard, turns_until
-from tests.support.virtual_time import VirtualTimeLoop, run_virtual
+from tests.support.http import HOST, Deaf, DeafLoop, Heard, run_deaf, turns_until
+from tests.support.virtual_time import run_virtual
 
 NAME = st.sampled_from([b"Accept", b"X-Long-Name-Of-Ours", b"ce-id", b"Content-Type"])
 HEADERS = st.lists(st.tuples(NAME, st.sampled_from([b"a", b"", b"application/json; charset=utf-8"])), max_size=3)
@@ -92,38 +92,13 @@ def test_requests_are_read_the_same_however_they_are_cut(
     assert written.count(b"HTTP/1.1 200 OK") == len(requests)
 
 
-async def _send(pieces: list[bytes], method: bytes) -> list[Any]:
-    loop = asyncio.get_running_loop()
-    assert isinstance(loop, _Wire)
-    client = Client()
+async def _send(loop: DeafLoop, client: Client, pieces: list[bytes], method: bytes) -> tuple[bytes, list[Any]]:
     listener = Heard()
-    request: UpstreamRequest = client.send(("peer", 80), method, b"/", HOST, 0, listener)
+    client.send(("peer", 80), method, b"/", HOST, 0, listener)
     await turns_until(lambda: bool(loop.transports))
     for piece in pieces:
         await loop.transports[0].feed(piece)
-    calls = [call for call in listener.calls if call[0] != "body"]
-    request.cancel()
-    await client.close()
-    return [listener.received, calls]
-
-
-class _Wire(VirtualTimeLoop):
-    """A loop whose connections lead to transports without sockets."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.transports: list[Deaf] = []
-
-    async def create_connection(self, protocol_factory: Any, *args: Any, **kwargs: Any) -> Any:
-        protocol = protocol_factory()
-        transport = Deaf(protocol)
-        self.transports.append(transport)
-        return transport, protocol
-
-
-def _run_wire(pieces: list[bytes], method: bytes) -> list[Any]:
-    with asyncio.Runner(loop_factory=_Wire) as runner:
-        return runner.run(_send(pieces, method))
+    return listener.received, [call for call in listener.calls if call[0] != "body"]
 
 
 @given(
@@ -146,7 +121,7 @@ def test_an_answer_is_read_the_same_however_it_is_cut(
         body = None
     stream = b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" if interim else b""
     stream += _message(b"HTTP/1.1 " + status, headers, body)
-    received, calls = _run_wire(_pieces(stream, cuts), method)
+    received, calls = run_deaf(lambda loop, client: _send(loop, client, _pieces(stream, cuts), method))
     assert received == (b"".join(body) if isinstance(body, list) else body or b"")
     assert [call[0] for call in calls] == ["head", "end"]
     assert calls[0][1] == int(status[:3])

@@ -144,6 +144,7 @@ REFUSED_BODIES = {
     "chunk-size line too long, without an end": b"1;" + b"a" * MAX_CHUNK_LINE_BYTES,
     "extensions too long together": (b"1;" + b"a" * 200 + b"\r\nx\r\n") * (MAX_EXTENSION_BYTES // 200 + 1),
     "chunk longer than its size": b"1\r\nxy\r\n0\r\n\r\n",
+    "chunk ended by something else": b"1\r\nxAB0\r\n\r\n",
     "chunk ended by LF": b"1\r\nx\n0\r\n\r\n",
     "trailer without a colon": b"0\r\nx\r\n\r\n",
     "folded trailer": b"0\r\nX: y\r\n z\r\n\r\n",
