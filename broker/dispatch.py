@@ -475,7 +475,7 @@ class Dispatcher:
 
     def _note(self, delivery: _Delivery, status: int, outcome: OutcomeName, reason: str | None) -> None:
         services = self._services
-        latency_s = services.clock.now() - delivery.began
+        latency_s = max(0.0, services.clock.now() - delivery.began)  # the wall clock may step back
         seq, uid = delivery.record.seq, self.trigger.uid
         services.ledger.note(Attempt(seq, uid, delivery.began, delivery.number, status, latency_s, outcome, reason))
         services.count(self.trigger, outcome, latency_s)
