@@ -53,16 +53,19 @@ class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Client:
-    """Sends requests from the loop's thread. Its owner closes it."""
+    """Sends requests from the loop's thread. Its owner closes it.
 
-    def __init__(self, *, limits: ClientLimits | None = None) -> None:
+    `tls` says whom to trust where TLS is asked for; without it, the system's authorities, read when first needed.
+    """
+
+    def __init__(self, *, limits: ClientLimits | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.limits = limits or ClientLimits()
         self.heads = ResponseHeads()
         self.closed = False
         #: The loop's time as of the last idle sweep.
         self.now = 0.0
         self._pools: dict[tuple[Address, bool], Pool] = {}
-        self._tls: ssl.SSLContext | None = None
+        self._tls = tls
         self._idle_timer: asyncio.TimerHandle | None = None
         self._fetches: set[_Fetch] = set()
         self._deadline_timer: asyncio.TimerHandle | None = None
@@ -198,7 +201,6 @@ class Client:
         return pool
 
     def tls_context(self) -> ssl.SSLContext:
-        """The system's trusted authorities, read once when first needed."""
         if self._tls is None:
             self._tls = ssl.create_default_context()
         return self._tls

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,7 @@ from core.net.client import Client
 from core.net.types import (
     Address,
     BodySink,
+    ConnectFailed,
     ConnectionLost,
     Exchange,
     NetError,
@@ -217,3 +221,28 @@ async def test_an_answer_to_head_has_a_length_and_no_body(client: Client) -> Non
         assert listener.calls == [("head", 200, 1000), ("end",)]
         assert (await _get(client, address)).body == b"ok"
         assert len(connections) == 1
+
+
+CERTIFICATE = Path(__file__).parents[1] / "support" / "tls" / "localhost.crt"
+
+
+@on_both_loops
+async def test_https_is_spoken_with_peers_that_are_trusted_and_with_no_others() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await writer.drain()
+        writer.close()
+
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours.load_cert_chain(CERTIFICATE, CERTIFICATE.with_suffix(".key"))
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=ours)
+    address = ("localhost", server.sockets[0].getsockname()[1])
+    trusting, doubting = Client(tls=ssl.create_default_context(cafile=str(CERTIFICATE))), Client()
+    get = (address, b"GET", b"/", [(b"host", b"localhost")], b"")
+    assert (await trusting.request(*get, timeout_s=DEADLINE_S, max_bytes=10, tls=True)).body == b"ok"
+    with pytest.raises(ConnectFailed, match="certificate verify failed"):
+        await doubting.request(*get, timeout_s=DEADLINE_S, max_bytes=10, tls=True)
+    await trusting.close()
+    await doubting.close()
+    server.close()

@@ -228,10 +228,11 @@ def test_a_connection_that_is_closing_is_passed_over_although_nobody_was_told_ye
         await loop.transports[0].feed(OK)
         await first
         loop.transports[0].close()
-        second = asyncio.ensure_future(_get(client, PEER))
+        second = Heard()
+        client.send(PEER, b"GET", b"/", HOST, 0, second)
         await turns_until(lambda: len(loop.transports) == 2)
         await loop.transports[1].feed(OK)
-        assert (await second).body == b"ok"
+        assert second.received == b"ok"
 
     run_deaf(main)
 

@@ -86,7 +86,7 @@ async def test_an_expectation_without_a_body_does_not_outlive_its_request() -> N
     recorder.exchanges[0].respond(200, [])
     connection.data_received(_get("/", "Expect: 100-continue"))
     recorder.exchanges[1].respond(200, [])
-    connection.data_received(post[:-1])
+    connection.data_received(post[:-4])
     recorder.exchanges[2].respond(200, [])
     assert b"connection: close" not in transport.take()
 
