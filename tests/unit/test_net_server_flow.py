@@ -88,7 +88,9 @@ async def test_an_expectation_without_a_body_does_not_outlive_its_request() -> N
     recorder.exchanges[1].respond(200, [])
     connection.data_received(post[:-4])
     recorder.exchanges[2].respond(200, [])
-    assert b"connection: close" not in transport.take()
+    written = transport.take()
+    assert b"100 Continue" not in written
+    assert b"connection: close" not in written
 
 
 @on_both_loops
