@@ -16,6 +16,10 @@ MAX_EVENT_BYTES: Final = 1024 * 1024
 #: One resource as JSON; etcd's (and so Kubernetes') limit is 1.5 MiB.
 MAX_RESOURCE_BYTES: Final = 1536 * 1024
 
+#: How deep lists and mappings of a document may lie in each other. What reads documents recurses, libyaml's composer on
+#: the C stack, which ends the process where it overflows; people write less than twenty levels.
+MAX_DOCUMENT_DEPTH: Final = 100
+
 #: A response that a delivery will read (a reply event, or an error body to quote in a dead letter).
 MAX_REPLY_BYTES: Final = MAX_EVENT_BYTES + MAX_HEAD_BYTES
 

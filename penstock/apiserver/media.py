@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from core.errors import InvalidInput
+from core.limits import MAX_DOCUMENT_DEPTH
 from penstock.apiserver import protobuf
 from penstock.apiserver.exchange import JSON
 from penstock.apiserver.statuses import Refused, Status, bad_request
@@ -102,12 +103,31 @@ def unsupported(kind: str, allowed: tuple[str, ...]) -> str:
 def decode_json(body: bytes) -> Any:
     if not body:
         raise bad_request("The request has no body; send the resource as JSON or YAML.")
+    too_deep = f"The request body is nested deeper than {MAX_DOCUMENT_DEPTH} levels."
     try:
-        return msgspec.json.decode(body)
+        document = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise bad_request(f"The request body is not JSON: {error}.") from error
     except RecursionError as error:
-        raise bad_request("The request body is nested too deeply.") from error
+        raise bad_request(too_deep) from error
+    if not _is_within(document, MAX_DOCUMENT_DEPTH):
+        raise bad_request(too_deep)
+    return document
+
+
+def _is_within(document: Any, depth: int) -> bool:
+    """Whether lists and mappings lie at most `depth` deep in each other. Level by level, so that it never recurses."""
+    level = [document]
+    for _ in range(depth + 1):
+        level = [
+            inner
+            for node in level
+            for inner in (node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return True
+    return False
 
 
 def load_yaml(text: bytes) -> Any:

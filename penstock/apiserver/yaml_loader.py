@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+from core.limits import MAX_DOCUMENT_DEPTH
 
 __all__ = ["JsonLoader", "check_depth"]
 
@@ -16,19 +18,14 @@ else:
     _Base = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-#: How deep lists and mappings may lie in each other. libyaml's composer recurses on the C stack, which ends the process
-#: where it overflows; people write less than twenty levels.
-MAX_DEPTH: Final = 100
-
-
 def check_depth(text: bytes) -> None:
-    """Raises YAMLError where `text` is nested deeper than MAX_DEPTH. Goes through events, which need no recursion."""
+    """Raises YAMLError where `text` is nested too deeply. Goes through events, which need no recursion."""
     depth = 0
     for event in yaml.parse(text, _Base):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
-            if depth > MAX_DEPTH:
-                raise yaml.YAMLError(f"it is nested deeper than {MAX_DEPTH} levels")
+            if depth > MAX_DOCUMENT_DEPTH:
+                raise yaml.YAMLError(f"it is nested deeper than {MAX_DOCUMENT_DEPTH} levels")
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
 
