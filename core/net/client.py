@@ -7,9 +7,7 @@ import logging
 import ssl
 from collections.abc import Callable
 
-import msgspec
-
-from core.limits import CONNECT_TIMEOUT_S
+from core.net.bounds import ClientLimits
 from core.net.heads import ResponseHeads
 from core.net.pool import Pool
 from core.net.types import (
@@ -37,19 +35,6 @@ IDLE_SWEEP_S = 1.0
 
 #: Methods for which "no body" is stated with Content-Length: 0 (RFC 9110, 8.6).
 _BODY_METHODS = frozenset((b"POST", b"PUT", b"PATCH"))
-
-
-class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one client allows, per address (host, port, tls). Times in seconds."""
-
-    #: More than one peer on this machine can use; as many as nginx' default worker_connections.
-    max_connections_per_address: int = 512
-    max_idle_per_address: int = 128
-    #: Requests that wait for a connection; each holds its head and at most 256 KiB of body.
-    max_waiting_per_address: int = 1024
-    #: Shorter than the server's: uvicorn and Node.js close after 5 s, ours after 75 s.
-    idle_timeout_s: float = 4.0
-    connect_timeout_s: float = CONNECT_TIMEOUT_S
 
 
 class Client:

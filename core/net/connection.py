@@ -19,17 +19,15 @@ import logging
 import socket
 import struct
 from math import inf
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 from core.net.body import IGNORE
+from core.net.bounds import ServerLimits
 from core.net.exchange import ServerExchange
 from core.net.framing import HEAD_END, ChunkedBody, Refused
-from core.net.heads import check_partial
-from core.net.types import BodySink, RequestHead
+from core.net.heads import RequestHeads, check_partial
+from core.net.types import BodySink, Handler, RequestHead
 from core.net.wire import PLAIN_TEXT, closing_text
-
-if TYPE_CHECKING:
-    from core.net.server import HttpServer
 
 __all__ = ["Admission", "ServerConnection"]
 
@@ -50,6 +48,20 @@ class Admission(enum.Enum):
     REFUSED = "refused"
     #: Closed at once.
     IGNORED = "ignored"
+
+
+class Server(Protocol):
+    """The server that a connection belongs to, as the connection needs it."""
+
+    limits: ServerLimits
+    heads: RequestHeads
+    handler: Handler
+    #: The loop's time as of the last sweep: what deadlines are reckoned from.
+    now: float
+
+    def admit(self, connection: ServerConnection) -> Admission: ...
+
+    def forget(self, connection: ServerConnection) -> None: ...
 
 
 class _Phase(enum.IntEnum):
@@ -90,7 +102,7 @@ class ServerConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, server: HttpServer) -> None:
+    def __init__(self, server: Server) -> None:
         self._server = server
         self.deadline = inf
         self.keep_alive = True

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from core.net.types import Headers, RequestHead
 from core.net.wire import BODILESS, CLOSE, LAST_CHUNK, chunk, header_lines, status_line
-
-if TYPE_CHECKING:
-    from core.net.connection import ServerConnection
 
 __all__ = ["ServerExchange"]
 
@@ -17,6 +15,39 @@ __all__ = ["ServerExchange"]
 MAX_JOINED_BYTES = 64 * 1024
 
 _log = logging.getLogger(__name__)
+
+
+class Carrier(Protocol):
+    """The connection that an exchange is on, as the exchange needs it."""
+
+    transport: asyncio.Transport
+    #: Another request may follow on it.
+    keep_alive: bool
+
+    @property
+    def complete(self) -> bool:
+        """The whole request has come."""
+        ...
+
+    def judge_early(self, *, ends: bool) -> None:
+        """An answer begins, or is complete at once, before its request is."""
+        ...
+
+    def answered(self, exchange: ServerExchange) -> None:
+        """The answer is complete."""
+        ...
+
+    def forsake(self, exchange: ServerExchange) -> None:
+        """The answer will never be complete: close, so that the client can tell."""
+        ...
+
+    def hold(self) -> None:
+        """Read no more of the body for now."""
+        ...
+
+    def release(self, exchange: ServerExchange) -> None:
+        """Read on."""
+        ...
 
 
 class ServerExchange:
@@ -29,9 +60,9 @@ class ServerExchange:
     _left: int | None
     _silent: bool
 
-    def __init__(self, connection: ServerConnection, head: RequestHead) -> None:
+    def __init__(self, connection: Carrier, head: RequestHead) -> None:
         #: None once nothing that is written matters any more.
-        self.connection: ServerConnection | None = connection
+        self.connection: Carrier | None = connection
         self.head = head
         self.started = False
         #: The sink was told that the request is complete.
@@ -102,7 +133,7 @@ class ServerExchange:
         if self.connection is not None:
             self.connection.release(self)
 
-    def _begin(self, connection: ServerConnection, status: int, headers: Headers, content_length: int | None) -> bytes:
+    def _begin(self, connection: Carrier, status: int, headers: Headers, content_length: int | None) -> bytes:
         """The answer's head; what comes after it is settled with it."""
         if self.started:
             raise RuntimeError("an exchange is answered once")
@@ -126,7 +157,7 @@ class ServerExchange:
         self._chunked = True
         return b"%b%btransfer-encoding: chunked\r\n%b\r\n" % (start, lines, close)
 
-    def _broken(self, connection: ServerConnection, what: str) -> None:
+    def _broken(self, connection: Carrier, what: str) -> None:
         _log.error(what, extra=self._facts())
         connection.forsake(self)
 

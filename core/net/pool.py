@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from core.net.bounds import ClientLimits
+from core.net.heads import ResponseHeads
 from core.net.types import Address, ConnectFailed
 from core.net.upstream import Upstream, UpstreamConnection
 
-if TYPE_CHECKING:
-    from core.net.client import Client
-
 __all__ = ["Pool"]
+
+
+class Owner(Protocol):
+    """The client that a pool belongs to, as the pool needs it."""
+
+    limits: ClientLimits
+    heads: ResponseHeads
+    closed: bool
+    #: The loop's time as of the last idle sweep.
+    now: float
+
+    def tls_context(self) -> ssl.SSLContext: ...
+
+    def tidy(self, pool: Pool) -> None:
+        """Something of the pool is gone: forget it if nothing is left."""
+        ...
 
 
 class Pool:
@@ -32,7 +48,7 @@ class Pool:
         "name",
     )
 
-    def __init__(self, client: Client, address: Address, tls: bool) -> None:
+    def __init__(self, client: Owner, address: Address, tls: bool) -> None:
         self.key = (address, tls)
         self.heads = client.heads
         self.name = f"{address[0]}:{address[1]}"

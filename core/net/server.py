@@ -6,33 +6,12 @@ import asyncio
 import socket
 from math import inf
 
-import msgspec
-
-from core import limits as shared
+from core.net.bounds import ServerLimits
 from core.net.connection import Admission, ServerConnection
 from core.net.heads import RequestHeads
 from core.net.types import Address, Handler
 
 __all__ = ["HttpServer", "ServerLimits"]
-
-
-class ServerLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """What one server allows. Times in seconds, to the accuracy of the sweep (one second); sizes in bytes."""
-
-    #: For a whole head, from its first byte (from the connection's start for its first request).
-    head_timeout_s: float = shared.HEAD_TIMEOUT_S
-    #: A keep-alive connection without a request.
-    idle_timeout_s: float = shared.IDLE_TIMEOUT_S
-    #: No byte of a body that is wanted, or none of an answer taken: nginx waits as long between two reads or writes.
-    stall_timeout_s: float = 60.0
-    #: How long what a refused client still sends is read and dropped, so that it can read why it was refused.
-    linger_timeout_s: float = 2.0
-    max_connections: int = shared.MAX_CONNECTIONS
-    #: Of a request that was answered early, this much is read and dropped to keep the connection.
-    max_dropped_bytes: int = 256 * 1024
-    #: An answer's unsent bytes at which its writer is told to stop, and at which to go on.
-    write_high_water: int = 256 * 1024
-    write_low_water: int = 64 * 1024
 
 
 #: How often time-outs are looked at: one pass over all connections instead of a timer for each.

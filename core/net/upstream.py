@@ -12,15 +12,13 @@ import enum
 import logging
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 from core.limits import MAX_HEAD_BYTES
 from core.net.framing import HEAD_END, ChunkedBody, Refused
+from core.net.heads import ResponseHeads
 from core.net.types import ConnectionLost, Headers, NetError, ResponseInvalid, ResponseListener
 from core.net.wire import BODILESS, LAST_CHUNK, chunk
-
-if TYPE_CHECKING:
-    from core.net.pool import Pool
 
 __all__ = ["MAX_UNSENT_BYTES", "Upstream", "UpstreamConnection"]
 
@@ -188,6 +186,22 @@ class Upstream:
             self.tell_writable(False)
 
 
+class Keeper(Protocol):
+    """The pool that a connection belongs to, as the connection needs it."""
+
+    heads: ResponseHeads
+    #: The peer's address, for messages.
+    name: str
+
+    def opened(self, connection: UpstreamConnection) -> None: ...
+
+    def release(self, connection: UpstreamConnection) -> None:
+        """The connection is free for another request."""
+        ...
+
+    def closed(self, connection: UpstreamConnection) -> None: ...
+
+
 class UpstreamConnection(asyncio.Protocol):
     """Called by the transport, its pool, and the request it carries."""
 
@@ -213,7 +227,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, pool: Keeper, loop: asyncio.AbstractEventLoop) -> None:
         self._pool = pool
         self._loop = loop
         self._heads = pool.heads
