@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import os
 import shutil
 import signal
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["up"]
 
+#: Functions may take ten minutes for a request; nobody waits longer for a platform to stop.
+MAX_DRAIN_S: Final = 600.0
+
 
 @click.command()
 @click.option(
@@ -35,6 +41,7 @@ __all__ = ["up"]
     "files",
     multiple=True,
     metavar="PATH",
+    type=click.Path(exists=True),
     help="Apply these manifests (a file or a folder) once it is up.",
 )
 @click.option(
@@ -58,9 +65,15 @@ __all__ = ["up"]
 @click.option("--api-port", type=click.IntRange(0, 65_535), default=DEFAULT_API_PORT, show_default=True)
 @click.option("--admin-port", type=click.IntRange(0, 65_535), default=DEFAULT_ADMIN_PORT, show_default=True)
 @click.option(
-    "--drain", "drain_s", type=click.FloatRange(0), default=10.0, show_default=True, help="Seconds to finish."
+    "--drain",
+    "drain_s",
+    type=click.FloatRange(0, MAX_DRAIN_S),
+    callback=lambda _context, _option, value: _finite(value),
+    default=10.0,
+    show_default=True,
+    help="Seconds that what is under way may take at the end.",
 )
-@click.option("--quiet", is_flag=True, help="Do not show events as they happen.")
+@click.option("-q", "--quiet", is_flag=True, help="Do not show events as they happen.")
 def up(
     files: tuple[str, ...],
     data: Path,
@@ -73,7 +86,7 @@ def up(
     drain_s: float,
     quiet: bool,
 ) -> None:
-    """Start the platform here; Ctrl-C drains and stops everything.
+    """Start the platform here; Ctrl-C drains and stops everything, a second Ctrl-C does not wait for the drain.
 
     A port of 0 takes any free one; `penstock` finds the platform again through its data directory.
 
@@ -81,6 +94,7 @@ def up(
     Examples:
       penstock up
       penstock up --apply examples/pictures/manifests
+      penstock up --data-dir /tmp/other --gateway-port 0 --broker-port 0 --api-port 0 --admin-port 0
     """
     began_s = time.monotonic()
     import uvloop  # noqa: PLC0415 - every other command does without the event loop
@@ -98,13 +112,12 @@ async def _run(
     from penstock.standalone.child import StartFailed  # noqa: PLC0415 - see `up`
     from penstock.standalone.supervisor import Supervisor  # noqa: PLC0415 - see `up`
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
-    supervisor = Supervisor(data=data, root=root, ports=ports, drain_s=drain_s, on_restart=_say_restart)
+    supervisor = Supervisor(data=data, root=root, ports=ports, drain_s=drain_s, on_trouble=_say_trouble)
+    stop = _stop_on_signals(supervisor)
     try:
-        await supervisor.start()
+        if not await _unless(stop, supervisor.start()):
+            _say("Stopped before it was up. Nothing is left running.")
+            return FAILED
     except StartFailed as error:
         raise Failure(str(error)) from error
     try:
@@ -112,11 +125,40 @@ async def _run(
         _banner(places, data, ready_s=time.monotonic() - began_s)
         code = await _serve(places, files, stop, quiet=quiet)
     finally:
-        click.secho("\nDraining ...", dim=True)
+        _say("\nDraining ... (Ctrl-C again does not wait)")
         await supervisor.stop()
         (data / "platform.json").unlink(missing_ok=True)
-    click.secho("Stopped. Nothing is left running; state is kept in " + str(data), dim=True)
+    _say(f"Stopped. Nothing is left running; state is kept in {data}")
     return code
+
+
+def _stop_on_signals(supervisor: Supervisor) -> asyncio.Event:
+    """An event that Ctrl-C, SIGTERM and the end of the terminal set; each further one forces the stop."""
+    stop = asyncio.Event()
+
+    def ask() -> None:
+        if stop.is_set():
+            supervisor.force()
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, ask)
+    return stop
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, object]) -> bool:
+    """Whether `work` was done before it was time to stop; it is cancelled otherwise. Raises what it raises."""
+    working = asyncio.create_task(work)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+    done = working.done()
+    for task in (working, stopping):
+        task.cancel()
+    await asyncio.gather(working, stopping, return_exceptions=True)
+    if done:
+        working.result()
+    return done
 
 
 async def _serve(places: Places, files: tuple[str, ...], stop: asyncio.Event, *, quiet: bool) -> int:
@@ -125,7 +167,7 @@ async def _serve(places: Places, files: tuple[str, ...], stop: asyncio.Event, *,
 
     # Taken before anything is applied: what the sources of these manifests emit at once is to be seen as well.
     position = await newest_position(places)
-    if files and not await _apply(places, files):
+    if files and not await _apply(places, files, stop):
         return FAILED
     showing = None if quiet else asyncio.create_task(show_events(places, position), name="show events")
     await stop.wait()
@@ -135,12 +177,16 @@ async def _serve(places: Places, files: tuple[str, ...], stop: asyncio.Event, *,
     return 0
 
 
-async def _apply(places: Places, files: tuple[str, ...]) -> bool:
+async def _apply(places: Places, files: tuple[str, ...], stop: asyncio.Event) -> bool:
     """Run ``penstock apply`` in a process of its own, so that this one stays small. False where it fails."""
     named = [argument for file in files for argument in ("-f", file)]
     command = [sys.executable, "-m", "penstock", "apply", "--quiet", "--server", places.api, *named]
-    process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
-    return await process.wait() == 0
+    process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
+    if await _unless(stop, process.wait()):
+        return process.returncode == 0
+    process.terminate()
+    await process.wait()
+    return True
 
 
 def _publish(supervisor: Supervisor, data: Path) -> Places:
@@ -193,5 +239,19 @@ def _shown(path: Path) -> str:
         return str(path)
 
 
-def _say_restart(name: str, code: int) -> None:
-    click.secho(f"The {name} process ended with code {code}; restarting it.", fg="yellow", err=True)
+def _say_trouble(said: str) -> None:
+    with contextlib.suppress(OSError):
+        click.secho(said, fg="yellow", err=True)
+
+
+def _say(text: str) -> None:
+    """Print by the way: a terminal or a pipe that is gone does not keep the platform from stopping in order."""
+    with contextlib.suppress(OSError):
+        click.secho(text, dim=True)
+
+
+def _finite(value: float) -> float:
+    """Click's ranges let "nan" through."""
+    if math.isnan(value):
+        raise click.BadParameter(f"{value} is not in the range 0<=x<={MAX_DRAIN_S:g}.")
+    return value

@@ -15,14 +15,14 @@ from core.net.client import Client
 from core.net.names import Names
 from core.net.server import HttpServer
 from core.telemetry import Metrics
-from penstock.standalone.process import run_process
+from penstock.standalone.process import Ending, run_process
 from penstock.standalone.settings import Settings
 
 __all__ = ["compose"]
 
 
 @asynccontextmanager
-async def compose(settings: Settings) -> AsyncIterator[None]:
+async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
     """The ingress, serving, and the dispatchers; on leaving, drained and closed in the reverse order of starting."""
     metrics = Metrics()
     async with AsyncExitStack() as stack:
@@ -41,10 +41,10 @@ async def compose(settings: Settings) -> AsyncIterator[None]:
             metrics=metrics,
         )
         await node.start()
-        stack.push_async_callback(node.drain, settings.drain_s)
+        stack.push_async_callback(lambda: node.drain(ending.drain_s))
         server = HttpServer(node.handler)
         await server.start(settings.broker.socket())
-        stack.push_async_callback(server.drain, settings.drain_s)
+        stack.push_async_callback(lambda: server.drain(ending.drain_s))
         yield
 
 

@@ -22,7 +22,7 @@ from core.telemetry import Metrics
 from penstock.apiserver.app import create_app
 from penstock.apiserver.listener import serving
 from penstock.kinds import registry
-from penstock.standalone.process import run_process
+from penstock.standalone.process import Ending, run_process
 from penstock.standalone.settings import Settings
 from serving.app import create_router as serving_router
 from serving.autoscaler import Autoscaler
@@ -38,9 +38,12 @@ __all__ = ["compose"]
 
 log: Final = logging.getLogger(__name__)
 
+#: Requests to the API are answered in milliseconds; what takes longer is a stream, and its client comes again.
+API_DRAIN_S: Final = 1.0
+
 
 @asynccontextmanager
-async def compose(settings: Settings) -> AsyncIterator[None]:
+async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
     """Everything of the control side, serving; on leaving, drained and closed in the reverse order of starting."""
     clock, metrics, kinds = SystemClock(), Metrics(), registry()
     data, root = Path(settings.data), Path(settings.root)
@@ -51,7 +54,7 @@ async def compose(settings: Settings) -> AsyncIterator[None]:
         stack.push_async_callback(client.close)
         instances = LocalProcesses(directory=data / "instances", root=root, environment=dict(os.environ))
         await instances.start()
-        stack.push_async_callback(instances.close)
+        stack.push_async_callback(_close, instances, ending)
         loop = ControlLoop(
             store,
             (*broker_reconcilers(), *source_reconcilers(), *serving_reconcilers(url_suffix=settings.url_suffix)),
@@ -87,7 +90,7 @@ async def compose(settings: Settings) -> AsyncIterator[None]:
             serving_router(autoscaler=autoscaler, instances=instances),
         )
         app = create_app(store=store, registry=kinds, clock=clock, metrics=metrics, extra_routers=routers)
-        await stack.enter_async_context(serving(app, settings.api.socket(), drain_s=settings.drain_s))
+        await stack.enter_async_context(serving(app, settings.api.socket(), drain_s=API_DRAIN_S))
         await stack.enter_async_context(
             _running(reconcile=loop.run(), collect=collector.run(), scale=autoscaler.run(), emit=sources.run())
         )
@@ -107,6 +110,15 @@ async def _running(**work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
             task.remove_done_callback(_must_go_on)
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _close(instances: LocalProcesses, ending: Ending) -> None:
+    """Drain and stop all instances; where that is broken off, kill them: nobody would end them later."""
+    try:
+        await instances.close(within_s=ending.drain_s)
+    except asyncio.CancelledError:
+        await instances.close(within_s=0)
+        raise
 
 
 def _must_go_on(task: asyncio.Task[None]) -> None:

@@ -13,7 +13,7 @@ from core.net.client import Client
 from core.net.server import HttpServer
 from core.resources.builtin import KINDS as BUILTIN_KINDS
 from core.telemetry import Metrics
-from penstock.standalone.process import run_process
+from penstock.standalone.process import Ending, run_process
 from penstock.standalone.settings import Settings
 from serving.node import CLIENT_LIMITS, GatewayNode
 from serving.resources import KINDS as SERVING_KINDS
@@ -27,7 +27,7 @@ ANSWER_S: Final = 0.5
 
 
 @asynccontextmanager
-async def compose(settings: Settings) -> AsyncIterator[None]:
+async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
     """The gateway and its admin listener, serving; on leaving, drained and closed."""
     metrics = Metrics()
     client = Client(limits=CLIENT_LIMITS)
@@ -49,7 +49,7 @@ async def compose(settings: Settings) -> AsyncIterator[None]:
         yield
     finally:
         # Together: the server waits for its requests, and the node answers those that are held and cannot be served.
-        await asyncio.gather(node.drain(settings.drain_s), server.drain(settings.drain_s + ANSWER_S))
+        await asyncio.gather(node.drain(ending.drain_s), server.drain(ending.drain_s + ANSWER_S))
         await admin.drain(0)
         await client.close()
 

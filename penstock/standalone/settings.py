@@ -15,9 +15,11 @@ import msgspec
 
 from core.net.types import Address
 
-__all__ = ["VARIABLE", "Listener", "Settings", "bind", "read_settings"]
+__all__ = ["READY", "VARIABLE", "Listener", "Settings", "bind", "read_settings"]
 
 VARIABLE: Final = "PENSTOCK_PROCESS"
+#: What a process writes to `Settings.ready_fd` once it serves. Anything else is the reason why it cannot.
+READY: Final = b"ready\n"
 
 #: Connections that wait while a process restarts; the kernel caps it at net.core.somaxconn (4,096 by default).
 _BACKLOG: Final = 4_096
@@ -37,7 +39,7 @@ class Listener(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """One process's settings. It writes to `ready_fd` once it serves; `life_fd` ends when the supervisor dies."""
+    """One process's settings. It writes READY to `ready_fd` once it serves; `life_fd` ends when the supervisor dies."""
 
     name: str
     data: str

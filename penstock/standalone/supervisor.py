@@ -7,8 +7,8 @@ of the supervisor itself ends the rest through their life pipes.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
-import logging
 import os
 import socket
 from collections.abc import Callable
@@ -19,12 +19,10 @@ import msgspec
 
 from core.net.types import Address
 from penstock.places import DEFAULT_ADMIN_PORT, DEFAULT_API_PORT, DEFAULT_BROKER_PORT, DEFAULT_GATEWAY_PORT
-from penstock.standalone.child import Child, StartFailed
+from penstock.standalone.child import Child, StartFailed, ended
 from penstock.standalone.settings import Listener, Settings, bind
 
 __all__ = ["PROCESSES", "Ports", "Supervisor"]
-
-log: Final = logging.getLogger(__name__)
 
 #: In the order in which they are asked to stop: no new deliveries, then no new requests, then the instances.
 PROCESSES: Final = ("broker", "gateway", "control")
@@ -35,6 +33,11 @@ RESTART_FIRST_S: Final = 0.05
 RESTART_CAP_S: Final = 5.0
 #: A process that ran this long had started well: its next crash counts as the first.
 STEADY_S: Final = 10.0
+
+
+def restart_delay_s(crashes: int) -> float:
+    """How long after the last of so many crashes in a row a process is started again."""
+    return min(RESTART_FIRST_S * 2.0 ** (crashes - 1), RESTART_CAP_S) if crashes < 16 else RESTART_CAP_S
 
 
 class Ports(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +51,10 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Supervisor:
-    """Owns the data directory's lock, the listening sockets and the processes."""
+    """Owns the data directory's lock, the listening sockets and the processes.
+
+    `on_trouble` is told, in words for a person, of each process that ends by itself or does not start again.
+    """
 
     def __init__(
         self,
@@ -57,17 +63,18 @@ class Supervisor:
         root: Path,
         ports: Ports,
         drain_s: float,
-        on_restart: Callable[[str, int], None] = lambda name, code: None,
+        on_trouble: Callable[[str], None] = lambda said: None,
     ) -> None:
         self._data = data
         self._root = root
         self._ports = ports
         self._drain_s = drain_s
-        self._on_restart = on_restart
+        self._on_trouble = on_trouble
         self._sockets: dict[str, socket.socket] = {}
         self._children: dict[str, Child] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._lock: IO[str] | None = None
+        self._force = asyncio.Event()
 
     @property
     def addresses(self) -> dict[str, Address]:
@@ -82,9 +89,12 @@ class Supervisor:
         """Bind, start all processes side by side and wait until they serve. Raises StartFailed, with nothing left."""
         try:
             (self._data / "logs").mkdir(parents=True, exist_ok=True)
+            self._lock = _lock(self._data)
         except OSError as error:
-            raise StartFailed(f"The data directory {self._data} cannot be made: {error.strerror}.") from error
-        self._lock = _lock(self._data)
+            raise StartFailed(
+                f"The data directory {self._data} cannot be used: {error.strerror} ({error.filename}). "
+                "Name one that can be written with --data-dir."
+            ) from error
         try:
             self._bind()
             launches = await asyncio.gather(*(self._launch(name) for name in PROCESSES), return_exceptions=True)
@@ -92,6 +102,7 @@ class Supervisor:
                 if failure is not None:
                     raise failure
         except BaseException:
+            self.force()  # nothing has been served yet
             await self.stop()
             raise
         self._keepers = [asyncio.create_task(self._keep(name), name=f"keep {name}") for name in PROCESSES]
@@ -103,12 +114,16 @@ class Supervisor:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         for name in PROCESSES:
             if name in self._children:
-                await self._children.pop(name).end(self._drain_s)
+                await self._children.pop(name).end(self._drain_s, self._force)
         for sock in self._sockets.values():
             sock.close()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+    def force(self) -> None:
+        """Let `stop`, under way or later, wait for no drain."""
+        self._force.set()
 
     def _bind(self) -> None:
         for name in LISTENERS:
@@ -116,10 +131,8 @@ class Supervisor:
             try:
                 self._sockets[name] = bind(self._ports.host, port)
             except OSError as error:
-                raise StartFailed(
-                    f"The {name} cannot listen on {self._ports.host}:{port}: {error.strerror}. "
-                    f"Stop what uses that port, or choose another with --{name}-port (0 takes any free one)."
-                ) from error
+                place = f"The {name} cannot listen on {self._ports.host}:{port}: {error.strerror}."
+                raise StartFailed(f"{place} {_advice(error, name)}") from error
 
     async def _launch(self, name: str) -> None:
         listeners = {key: Listener(sock.fileno(), sock.getsockname()[:2]) for key, sock in self._sockets.items()}
@@ -135,28 +148,43 @@ class Supervisor:
             gateway=listeners["gateway"],
             admin=listeners["admin"],
         )
-        log_path = self._data / "logs" / f"{name}.log"
         inherit = [sock.fileno() for sock in self._sockets.values()]
-        child = await Child.spawn(settings, inherit=inherit, log_path=log_path)
+        try:
+            child = await Child.spawn(settings, inherit=inherit, log_path=self._log(name))
+        except OSError as error:
+            raise StartFailed(f"The {name} process cannot be started: {error}.") from error
         self._children[name] = child
-        await child.ready(log_path)
+        await child.ready()
 
     async def _keep(self, name: str) -> None:
-        """Restart the process each time it ends, with back-off."""
-        delay_s = RESTART_FIRST_S
+        """Start the process again each time it ends, with back-off."""
         loop = asyncio.get_running_loop()
+        crashes, started_s, refusal = 0, loop.time(), ""
         while True:
-            started_s = loop.time()
             code = await self._children[name].wait()
-            self._on_restart(name, code)
-            if loop.time() - started_s > STEADY_S:
-                delay_s = RESTART_FIRST_S
+            crashes = 1 if loop.time() - started_s > STEADY_S else crashes + 1
+            delay_s = restart_delay_s(crashes)
+            said = refusal or f"The {name} process {ended(code)}; see {self._log(name)}.{self._children[name].said()}"
+            row = f", which was the {crashes}th time in a row" if crashes > 3 else ""
+            self._on_trouble(f"{said}\nIt is started again in {delay_s:g} s{row}.")
             await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, RESTART_CAP_S)
+            started_s, refusal = loop.time(), ""
             try:
                 await self._launch(name)
             except StartFailed as error:
-                log.error("process does not start", extra={"facts": {"name": name, "error": str(error)}})
+                refusal = str(error)
+
+    def _log(self, name: str) -> Path:
+        return self._data / "logs" / f"{name}.log"
+
+
+def _advice(error: OSError, name: str) -> str:
+    """What a person can do about an address that cannot be bound."""
+    if error.errno == errno.EADDRINUSE:
+        return f"Stop what uses that port, or choose another with --{name}-port (0 takes any free one)."
+    if error.errno == errno.EACCES:
+        return f"Ports below 1024 are for root; choose another with --{name}-port (0 takes any free one)."
+    return "Name an IPv4 address of this machine with --host."
 
 
 def _lock(data: Path) -> IO[str]:
