@@ -231,6 +231,14 @@ def test_every_kind_is_documented():
         assert all(f"`{name}`" in text for name in kind.short_names), kind.ref
 
 
+def test_the_architecture_names_only_modules_that_exist():
+    text = (ROOT / "ARCHITECTURE.md").read_text().partition("## The rooms")[2].partition("## The three ports")[0]
+    for paragraph in text.split("\n\n"):
+        room = re.match(r"\*\*(\w+)/\*\* ", paragraph)
+        for name in re.findall(r"`([a-z_]+)/?`", paragraph) if room else ():
+            assert any((ROOT / room[1] / f"{name}{suffix}").exists() for suffix in ("", ".py")), f"{room[1]}/{name}"
+
+
 # ---- links and examples
 
 
