@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Query, Response
 
-from broker.explain import EventView, Explanation, describe, explain
+from broker.explain import EventView, Explanation, explain, listed
 from broker.log.query import LogReader, Slice
 from broker.resources import BROKER, TRIGGER
 from broker.table import TableBuilder, TriggerSpec
 from core.control.reconcile import View
 from core.errors import Unavailable
+from core.resources import Resource
 
 __all__ = ["create_router"]
 
@@ -49,6 +50,9 @@ def create_router(*, log_path: Path, view: View) -> APIRouter:
     reader = LogReader(log_path)
     builder = TableBuilder()
 
+    def known_triggers() -> list[TriggerSpec]:
+        return list(builder.build(view.list(BROKER), view.list(TRIGGER)).triggers.values())
+
     @router.get("/events")
     async def events(
         after: Annotated[int | None, Query(ge=0)] = None,
@@ -65,25 +69,36 @@ def create_router(*, log_path: Path, view: View) -> APIRouter:
                 found = reader.newest(limit, namespace=namespace, broker=broker, type=type)
             else:
                 found = reader.after(after, limit, namespace=namespace, broker=broker, type=type)
-            deliveries = reader.deliveries([event.seq for event in found.events])
-            told = tuple(describe(event, deliveries.get(event.seq, ())) for event in found.events)
-            return EventList(told, found.next)
+            return EventList(listed(reader, found.events, triggers), found.next)
 
+        triggers = known_triggers()
         return await _answer(read)
 
     @router.get("/events/{event_id:path}/explain")
     async def explained(event_id: str) -> Response:
         """What became of the events of this id, Trigger by Trigger."""
-        table = builder.build(view.list(BROKER), view.list(TRIGGER))
-        triggers: list[TriggerSpec] = list(table.triggers.values())
+        triggers, obstacles = known_triggers(), _obstacles(view.list(TRIGGER))
 
         def read() -> ExplanationList | None:
-            found = explain(reader, event_id, triggers)
+            found = explain(reader, event_id, triggers, obstacles)
             return ExplanationList(found) if found else None
 
         return await _answer(read, missing=f"No stored event has the id {event_id!r}.")
 
     return router
+
+
+def _obstacles(triggers: Iterable[Resource]) -> dict[str, str]:
+    """Why Triggers have no subscriber to deliver to, by uid."""
+    found = {}
+    for trigger in triggers:
+        if not trigger.status.get("subscriberUri"):
+            conditions = trigger.status.get("conditions") or ()
+            told = next(
+                (entry.get("message") for entry in conditions if entry.get("type") == "SubscriberResolved"), None
+            )
+            found[trigger.meta.uid] = told or "Its subscriber has no address yet."
+    return found
 
 
 async def _answer(read: Callable[[], T | None], missing: str = "") -> Response:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
@@ -15,7 +16,7 @@ from broker.log.query import Delivery, Found, LogReader
 from broker.table import TriggerSpec
 from core.clock import rfc3339
 
-__all__ = ["DeliveryState", "EventView", "Explanation", "TriggerView", "describe", "explain"]
+__all__ = ["DeliveryState", "EventView", "Explanation", "TriggerView", "describe", "explain", "listed"]
 
 #: Replies to replies that are followed, and events in one answer: a loop makes a tree of 255 levels.
 MAX_DEPTH: Final = 10
@@ -34,7 +35,7 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeliveryState(msgspec.Struct, frozen=True, kw_only=True):
-    """How one event stands for one Trigger: its last attempt, and how many there were."""
+    """How one event stands for one Trigger: its last attempt, and how many there were; "pending" before the first."""
 
     trigger: str
     state: str
@@ -66,13 +67,14 @@ class TriggerView(msgspec.Struct, frozen=True, kw_only=True):
 
     `matched` is what its filter says now, None where the Trigger is gone; `failed` the clause that says no. `state` is
     the last attempt's outcome; without any attempt "pending" (it comes), "not wanted", or "not offered" (the event is
-    older than the Trigger, or than its present filter).
+    older than the Trigger, or than its present filter). `waits_for` says what keeps a pending event from being sent.
     """
 
     trigger: str
     matched: bool | None
     failed: Verdict | None = None
     state: str
+    waits_for: str | None = None
     attempts: tuple[AttemptView, ...] = ()
     replies: tuple[Explanation, ...] = ()
 
@@ -85,9 +87,9 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     cut: bool = False
 
 
-def describe(found: Found, deliveries: Sequence[Delivery]) -> EventView:
-    """The event with how it stands for each Trigger that was tried."""
-    states = tuple(
+def describe(found: Found, deliveries: Sequence[Delivery], pending: Iterable[TriggerSpec] = ()) -> EventView:
+    """The event with how it stands for each Trigger that was tried, then for those that wait for it."""
+    tried = (
         DeliveryState(
             trigger=delivery.name,
             state=delivery.attempts[-1].outcome,
@@ -97,6 +99,10 @@ def describe(found: Found, deliveries: Sequence[Delivery]) -> EventView:
         )
         for delivery in deliveries
     )
+    waiting = (
+        DeliveryState(trigger=trigger.key, state="pending", status=0, attempts=0, reason=None) for trigger in pending
+    )
+    states = (*tried, *waiting)
     time = rfc3339(found.at, fraction=True)
     if found.record is None:
         return EventView(
@@ -118,16 +124,43 @@ def describe(found: Found, deliveries: Sequence[Delivery]) -> EventView:
     )
 
 
-def explain(reader: LogReader, event_id: str, triggers: Iterable[TriggerSpec]) -> tuple[Explanation, ...]:
-    """Every stored event of that id, explained by the Triggers as they are now. Raises Unavailable."""
-    story = _Story(reader, tuple(triggers))
+def listed(reader: LogReader, events: Sequence[Found], triggers: Iterable[TriggerSpec]) -> tuple[EventView, ...]:
+    """These events, each as `describe` tells it. Raises Unavailable."""
+    deliveries = reader.deliveries([event.seq for event in events])
+    positions = reader.positions()
+    by_broker: dict[str, list[TriggerSpec]] = {}
+    for trigger in triggers:
+        by_broker.setdefault(trigger.broker, []).append(trigger)
+    views = []
+    for event in events:
+        tried = deliveries.get(event.seq, ())
+        known = {delivery.uid for delivery in tried}
+        pending = [
+            trigger
+            for trigger in by_broker.get(event.broker, ())
+            if trigger.uid not in known and _is_pending(trigger, event, positions)
+        ]
+        views.append(describe(event, tried, pending))
+    return tuple(views)
+
+
+def explain(
+    reader: LogReader,
+    event_id: str,
+    triggers: Iterable[TriggerSpec],
+    obstacles: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[Explanation, ...]:
+    """Every stored event of that id, explained by the Triggers as they are now. `obstacles` has, by the uid of a
+    Trigger that has no subscriber to deliver to, the reason. Raises Unavailable."""
+    story = _Story(reader, tuple(triggers), obstacles)
     return tuple(story.tell(found, MAX_DEPTH) for found in reader.by_id(event_id))
 
 
 class _Story:
-    def __init__(self, reader: LogReader, triggers: tuple[TriggerSpec, ...]) -> None:
+    def __init__(self, reader: LogReader, triggers: tuple[TriggerSpec, ...], obstacles: Mapping[str, str]) -> None:
         self._reader = reader
         self._triggers = triggers
+        self._obstacles = obstacles
         self._positions = reader.positions()
         self._left = MAX_EVENTS
 
@@ -177,9 +210,17 @@ class _Story:
             matched=verdict.matched,
             failed=None if verdict.matched else verdict,
             state=state,
+            waits_for=self._obstacles.get(trigger.uid) if state == "pending" else None,
             attempts=_attempts(attempts),
             replies=tuple(replies),
         )
+
+
+def _is_pending(trigger: TriggerSpec, event: Found, positions: Mapping[str, Position]) -> bool:
+    """Whether an event that was not tried yet comes to this Trigger."""
+    if event.record is None or not _is_ahead(positions.get(trigger.uid), event.seq):
+        return False
+    return filters.explain(trigger.filter, event.record.entry.attributes).matched
 
 
 def _is_ahead(position: Position | None, seq: int) -> bool:

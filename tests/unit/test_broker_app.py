@@ -107,7 +107,10 @@ async def test_events_are_listed_with_their_attributes_and_how_they_stand(tmp_pa
         "attributes": {"specversion": "1.0", "id": "e1", "source": "/test", "type": "test.made", "subject": "cat.png"},
         "cause": None,
         "corrupt": False,
-        "deliveries": [{"trigger": "default/scan", "state": "delivered", "status": 202, "attempts": 2, "reason": None}],
+        "deliveries": [
+            {"trigger": "default/scan", "state": "delivered", "status": 202, "attempts": 2, "reason": None},
+            {"trigger": "default/picky", "state": "pending", "status": 0, "attempts": 0, "reason": None},
+        ],
     }
 
 
@@ -179,6 +182,36 @@ async def test_an_event_older_than_a_trigger_was_not_offered_to_it(tmp_path: Pat
     _, answer = await get(tmp_path, "/penstock/v1/events/e1/explain")
     states = {told["trigger"]: told["state"] for told in answer["events"][0]["triggers"]}
     assert states == {"default/scan": "not offered", "default/picky": "not wanted"}
+
+
+async def test_an_event_waits_only_for_triggers_that_want_it_and_have_it_before_them(tmp_path: Path, log: SqliteLog):
+    log.subscribe("uid-scan", BROKER, "default/scan", 0)
+    await append(log, entry("e1", subject="cat.txt"))
+    log.subscribe("uid-picky", BROKER, "default/picky", 1)
+    await append(log, entry("e2", subject="cat.png"), entry("e3", type="test.other"))
+    await log.flush()
+    _, answer = await get(tmp_path, "/penstock/v1/events")
+    waiting = {
+        event["id"]: [(state["trigger"], state["state"]) for state in event["deliveries"]] for event in answer["events"]
+    }
+    assert waiting == {
+        "e1": [("default/scan", "pending")],
+        "e2": [("default/scan", "pending"), ("default/picky", "pending")],
+        "e3": [],
+    }
+
+
+async def test_an_event_that_waits_for_a_subscriber_says_what_is_missing(tmp_path: Path, log: SqliteLog):
+    log.subscribe("uid-scan", BROKER, "default/scan", 0)
+    await append(log, entry("e1"))
+    await log.flush()
+    unresolved = trigger("scan", None)
+    told = {"type": "SubscriberResolved", "status": "False", "message": 'Service "default/scan" does not exist.'}
+    explained = msgspec.structs.replace(unresolved, body={**unresolved.body, "status": {"conditions": [told]}})
+    for held, expected in ((unresolved, "Its subscriber has no address yet."), (explained, told["message"])):
+        _, answer = await get(tmp_path, "/penstock/v1/events/e1/explain", "", held)
+        (scan,) = answer["events"][0]["triggers"]
+        assert (scan["state"], scan["waits_for"]) == ("pending", expected)
 
 
 async def test_replies_are_told_as_a_tree_under_the_trigger_that_answered(tmp_path: Path, log: SqliteLog):
