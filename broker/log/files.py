@@ -48,6 +48,8 @@ class Files:
         except OSError as error:
             os.close(self._lock)
             raise Unavailable(f"The event log {path} is in use by another process.") from error
+        # Events are their senders' business: made before SQLite would, which gives its other files the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self.writer = _connect(path)
         self.reader = _connect(path)
         try:

@@ -88,7 +88,8 @@ class Supervisor:
     async def start(self) -> None:
         """Bind, start all processes side by side and wait until they serve. Raises StartFailed, with nothing left."""
         try:
-            (self._data / "logs").mkdir(parents=True, exist_ok=True)
+            self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (self._data / "logs").mkdir(exist_ok=True)
             self._lock = _lock(self._data)
         except OSError as error:
             raise StartFailed(
