@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UP ?=
 UPLOADS := examples/pictures/buckets/uploads
 
-.PHONY: help run demo test check unit conformance e2e bench fmt lock clean python
+.PHONY: help run demo test check unit conformance e2e services bench fmt lock clean python
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ conformance: $(VENV)/.dev ## One suite per port, run on every adapter and the fa
 e2e: $(VENV)/.dev ## Real processes, real clients, kill -9
 	$(BIN)/pytest tests/e2e
 
+services: $(VENV)/.dev ## Start the servers that tests and `--broker-log redis` can use, and print their variables
+	@$(BIN)/python -m tests.support.services
+
 bench: $(VENV)/.run ## The benchmarks: JSON on each one's last line
 	$(BIN)/python -m bench gateway
 	$(BIN)/python -m bench broker
@@ -52,7 +55,7 @@ fmt: $(VENV)/.dev ## Format, and mend what the linter can
 
 PIN := --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header --quiet
 lock: $(VENV)/.dev ## Pin the dependencies anew
-	$(BIN)/pip-compile $(PIN) --upgrade --extra examples -o requirements.lock pyproject.toml
+	$(BIN)/pip-compile $(PIN) --upgrade --extra examples --extra redis -o requirements.lock pyproject.toml
 	$(BIN)/pip-compile $(PIN) --upgrade --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
 
 clean: ## Remove the virtual environment, caches and the platform's data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Final
 
 from broker.dispatch import Dispatcher, Services
@@ -36,6 +37,8 @@ class Fanout:
         self._takers: Mapping[str, FilterIndex[str]] = {}
         self._dispatchers: dict[str, Dispatcher] = {}
         self._leaving: set[Dispatcher] = set()
+        #: The uids of the Triggers that this process delivers for; others that share the log have the rest.
+        self._held: set[str] = set()
         self._closed = False
         self.table: Table = EMPTY
         services.log.tail(self.publish)
@@ -62,6 +65,10 @@ class Fanout:
                 del self._dispatchers[uid]
                 self._end(dispatcher)
         log = self._services.log
+        for uid in before.triggers:
+            if uid not in table.triggers:
+                self._held.discard(uid)
+                log.release(uid)
         for uid in tuple(log.subscriptions()):
             if uid not in table.triggers and uid not in table.unread:
                 log.unsubscribe(uid)
@@ -69,9 +76,23 @@ class Fanout:
             held = self._dispatchers.get(uid)
             if held is None:
                 if uid not in before.triggers:
-                    self._enter(trigger, log.last())
+                    log.claim(uid, partial(self._granted, uid, log.last()), partial(self._lost, uid))
             elif held.trigger != trigger:
                 held.update(trigger)
+
+    def _granted(self, uid: str, newest: int) -> None:
+        """This process is to deliver for the Trigger."""
+        trigger = self.table.triggers.get(uid)
+        if trigger is not None and not self._closed:
+            self._held.add(uid)
+            self._enter(trigger, newest)
+
+    def _lost(self, uid: str) -> None:
+        """Another process delivers for the Trigger."""
+        self._held.discard(uid)
+        dispatcher = self._dispatchers.pop(uid, None)
+        if dispatcher is not None:
+            self._end(dispatcher)
 
     def _enter(self, trigger: TriggerSpec, newest: int) -> None:
         """A Trigger that has no dispatcher yet. Its kept position counts; a new one starts where the log was when it
@@ -99,8 +120,8 @@ class Fanout:
 
     def _begin(self, uid: str, start: int) -> None:
         trigger = self.table.triggers.get(uid)
-        if trigger is None or uid in self._dispatchers or self._closed:
-            return  # deleted, or the process drains
+        if trigger is None or uid not in self._held or uid in self._dispatchers or self._closed:
+            return  # deleted, another process has it, or this one drains
         subscription = self._services.log.subscribe(uid, trigger.broker, trigger.key, start)
         dispatcher = self._dispatchers[uid] = Dispatcher(trigger, subscription, self._services)
         dispatcher.begin()

@@ -78,6 +78,12 @@ class MemoryLog:
     def subscriptions(self) -> Collection[str]:
         return self._subscriptions.keys()
 
+    def claim(self, uid: str, granted: Callable[[], None], lost: Callable[[], None]) -> None:
+        granted()  # nobody else delivers from this log
+
+    def release(self, uid: str) -> None:
+        return
+
     def seek(self, broker: str, at: float, then: Callable[[int | PenstockError], None]) -> None:
         before = [r.seq for r in self._records if r.entry.broker == broker and r.entry.at < at]
         asyncio.get_running_loop().call_soon(then, before[-1] if before else 0)

@@ -1,7 +1,7 @@
 """The EventLog port: durable append, read from a position, positions per subscription, seek by time, retention.
 
-Every adapter (SQLite, the in-memory fake) passes `tests/conformance/event_log.py`. What is called for every event is
-callbacks on the event loop's thread and makes no task; what is called now and then is a coroutine.
+Every adapter (SQLite, Redis, the in-memory fake) passes `tests/conformance/event_log.py`. What is called for every
+event is callbacks on the event loop's thread and makes no task; what is called now and then is a coroutine.
 """
 
 from __future__ import annotations
@@ -192,6 +192,17 @@ class EventLog(Protocol):
 
     def subscriptions(self) -> Collection[str]:
         """The uids of all kept subscriptions."""
+        ...
+
+    def claim(self, uid: str, granted: Callable[[], None], lost: Callable[[], None]) -> None:
+        """Become the one process that delivers for the subscription `uid`, of all that share the log: `granted` when
+        that is so and its kept position is known, `lost` when it no longer is; then `granted` may come again. A process
+        that lost it stops delivering; what it acknowledges after is not kept. Claiming what is held is granted at once.
+        A log of a single process grants before this returns and never loses."""
+        ...
+
+    def release(self, uid: str) -> None:
+        """Claim it no more: another process may have it, from the position as it is now."""
         ...
 
     def seek(self, broker: str, at: float, then: Callable[[int | PenstockError], None]) -> None:

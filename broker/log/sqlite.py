@@ -196,6 +196,12 @@ class SqliteLog:
     def subscriptions(self) -> Collection[str]:
         return self._subscriptions.keys()
 
+    def claim(self, uid: str, granted: Callable[[], None], lost: Callable[[], None]) -> None:
+        granted()  # nobody else delivers from this log
+
+    def release(self, uid: str) -> None:
+        return
+
     def seek(self, broker: str, at: float, then: Callable[[int | PenstockError], None]) -> None:
         self._loop.call_soon(self._seek, broker, at, then)
 

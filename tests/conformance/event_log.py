@@ -206,6 +206,35 @@ class EventLogSuite:
         await log.flush()
         assert log.subscribe("uid-1", BROKER, "default/one", 9).position() == Position(9)
 
+    # --- one process at a time ---
+
+    async def test_a_claim_that_nobody_else_has_is_granted_and_so_is_claiming_it_again(self, log: EventLog):
+        heard: asyncio.Queue[str] = asyncio.Queue()
+        for number in ("1", "2"):
+            log.claim(
+                "uid-1", lambda number=number: heard.put_nowait(f"granted {number}"), lambda: heard.put_nowait("lost")
+            )
+            async with asyncio.timeout(DEADLINE_S):
+                assert await heard.get() == f"granted {number}"
+        assert heard.empty()
+
+    async def test_what_is_acknowledged_under_a_claim_is_kept_though_it_is_released_at_once(self, log: EventLog):
+        granted = asyncio.Event()
+        log.claim("uid-1", granted.set, lambda: None)
+        async with asyncio.timeout(DEADLINE_S):
+            await granted.wait()
+        subscription = log.subscribe("uid-1", BROKER, "default/one", 0)
+        subscription.take(3)
+        subscription.take(4)
+        subscription.ack(3)
+        log.release("uid-1")
+        await log.flush()
+        granted.clear()
+        log.claim("uid-1", granted.set, lambda: None)
+        async with asyncio.timeout(DEADLINE_S):
+            await granted.wait()
+        assert log.subscribe("uid-1", BROKER, "default/one", 99).position() == Position(4, (4,))
+
     # --- seek and retention ---
 
     async def test_seeking_a_time_finds_the_position_before_its_first_event(self, log: EventLog):

@@ -1,0 +1,304 @@
+"""The EventLog suite on Redis Streams, several processes that share a log, and what only this log can show."""
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from broker.ledger import Attempt
+from broker.log.port import EventLog, LogFull, Position, Record, Retention
+from broker.log.redis.connection import Connection
+from broker.log.redis.layout import Keys
+from broker.log.redis.log import RedisLog
+from core.errors import Unavailable
+from tests.conformance.event_log import (
+    BROKER,
+    DEADLINE_S,
+    OTHER,
+    DurableLogSuite,
+    EventLogSuite,
+    append,
+    entry,
+    ids,
+    read,
+)
+from tests.support.services import RedisServer
+
+pytestmark = pytest.mark.service("redis")
+
+T = TypeVar("T")
+
+_NUMBERS = itertools.count(1)
+
+
+class Logs:
+    """Logs of one name in one Redis, as several processes have them. Closes what it opened and removes the keys."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.name = f"penstock-test-{os.getpid()}-{next(_NUMBERS)}"
+        self.keys = Keys(self.name)
+        self.redis = Connection(url)
+        self._open: list[RedisLog] = []
+
+    async def open(self, owner: str = "first", retention: Retention | None = None) -> RedisLog:
+        log = RedisLog(self.url, owner=owner, name=self.name, retention=retention)
+        await log.open()
+        self._open.append(log)
+        return log
+
+    async def close(self, log: RedisLog) -> None:
+        self._open.remove(log)
+        await log.close()
+
+    async def end(self) -> None:
+        for log in tuple(self._open):
+            await self.close(log)
+        for key in await self.redis.run("KEYS", f"{{{self.name}}}:*"):
+            await self.redis.run("DEL", key)
+        await self.redis.close()
+
+
+@pytest.fixture
+async def logs(redis_url: str) -> AsyncIterator[Logs]:
+    held = Logs(redis_url)
+    yield held
+    await held.end()
+
+
+class TestRedisLog(EventLogSuite, DurableLogSuite):
+    @pytest.fixture
+    async def log(self, logs: Logs) -> RedisLog:
+        return await logs.open()
+
+    @pytest.fixture
+    def reopen(self, logs: Logs, log: RedisLog) -> Callable[[], Awaitable[EventLog]]:
+        async def again() -> EventLog:
+            await logs.close(log)
+            return await logs.open()
+
+        return again
+
+    async def test_events_of_one_turn_share_a_round_trip(self, logs: Logs, log: RedisLog):
+        before = await _appends(logs)
+        await append(log, *(entry(str(n)) for n in range(50)))
+        assert await _appends(logs) - before == 1
+
+    async def test_a_changed_record_is_told_as_corrupt_and_never_read(self, logs: Logs, log: RedisLog):
+        (first,) = await append(log, entry("a"))
+        stream = logs.keys.events(BROKER)
+        ((_, (_, stored)),) = await logs.redis.run("XRANGE", stream, "-", "+")
+        await logs.redis.run("XADD", stream, f"0-{first.seq + 1}", "e", stored.replace(b"test", b"tesT"))
+        await logs.redis.run("XADD", stream, f"0-{first.seq + 2}", "e", stored)
+        page = await read(log)
+        assert [record.seq for record in page.records] == [first.seq, first.seq + 2]
+        assert page.corrupt == (first.seq + 1,)
+
+    async def test_a_full_log_refuses_events_keeps_positions_and_takes_more_once_there_is_room(self, logs: Logs):
+        log = await logs.open(retention=Retention(full_bytes=100_000))
+        subscription = log.subscribe("uid-1", BROKER, "default/one", 0)
+        kept: list[str] = []
+        for n in range(100):
+            try:
+                (record,) = await append(log, entry(str(n), data=bytes(20_000)))
+            except LogFull:
+                break
+            kept.append(str(n))
+            subscription.take(record.seq)
+        assert 0 < len(kept) < 10
+        assert ids(await read(log)) == kept
+        for seq in tuple(subscription.open):
+            subscription.ack(seq)
+        await log.retain(1000.0 + 8 * 86_400.0)
+        await append(log, entry("again", data=bytes(20_000)))
+        assert ids(await read(log)) == ["again"]
+
+    async def test_more_than_the_largest_size_goes_from_the_oldest_on(self, logs: Logs):
+        log = await logs.open(retention=Retention(max_bytes=50_000))
+        await append(log, *(entry(str(n), data=bytes(20_000)) for n in range(5)))
+        await log.retain(1000.0)
+        assert ids(await read(log)) == ["3", "4"]
+
+    async def test_what_belongs_to_an_event_goes_with_it(self, logs: Logs, log: RedisLog):
+        (record,) = await append(log, entry("a"))
+        log.note(Attempt(record.seq, "uid-1", 1000.0, 1, 500, 0.1, "dropped", "gone"))
+        await log.flush()
+        await log.retain(1000.0 + 40 * 86_400.0)
+        keys = logs.keys
+        for key in (keys.ids, keys.causes, keys.attempts, keys.undelivered):
+            assert await logs.redis.run("ZCARD", key) == 0
+        assert await logs.redis.run("GET", keys.bytes) == b"0"
+
+    async def test_a_log_of_another_format_is_refused(self, logs: Logs):
+        await logs.redis.run("SET", logs.keys.format, "99")
+        with pytest.raises(Unavailable, match="format b'99'"):
+            await logs.open()
+
+
+class TestSharing:
+    """Two processes on one log."""
+
+    async def test_each_hears_the_others_events_in_order_of_position(self, logs: Logs):
+        both = [await logs.open("first"), await logs.open("second")]
+        heard: list[list[int]] = [[], []]
+        for log, seqs in zip(both, heard, strict=True):
+            log.tail(lambda record, seqs=seqs: seqs.append(record.seq))
+        count = 60
+
+        async def some(log: RedisLog, broker: str) -> None:
+            for n in range(count // 3):
+                await append(log, *(entry(f"{broker}-{n}-{m}", broker) for m in range(3)))
+
+        await asyncio.gather(some(both[0], BROKER), some(both[1], OTHER), some(both[1], BROKER))
+        await _until(lambda: all(len(seqs) >= 3 * count for seqs in heard))
+        assert heard[0] == heard[1] == sorted(set(heard[0]))
+        assert len(heard[0]) == 3 * count
+        assert both[0].last() == both[1].last() == heard[0][-1]
+
+    async def test_one_of_two_is_granted_and_the_other_goes_on_from_its_position_once_it_is_released(self, logs: Logs):
+        first, second = await logs.open("first"), await logs.open("second")
+        heard: list[str] = []
+        first.claim("uid-1", lambda: heard.append("first"), lambda: heard.append("first lost"))
+        await _until(lambda: heard == ["first"])
+        second.claim("uid-1", lambda: heard.append("second"), lambda: heard.append("second lost"))
+        subscription = first.subscribe("uid-1", BROKER, "default/one", 0)
+        subscription.take(3)
+        subscription.take(5)
+        subscription.ack(3)
+        first.release("uid-1")
+        await _until(lambda: len(heard) > 1)
+        assert heard == ["first", "second"]
+        assert second.subscribe("uid-1", BROKER, "default/one", 99).position() == Position(5, (5,))
+
+    async def test_a_process_that_starts_again_takes_over_its_own_claims_at_once(self, logs: Logs):
+        before, after = await logs.open("same"), await logs.open("same")
+        granted = asyncio.Event()
+        before.claim("uid-1", granted.set, lambda: None)
+        await asyncio.wait_for(granted.wait(), DEADLINE_S)
+        granted.clear()
+        after.claim("uid-1", granted.set, lambda: None)
+        await asyncio.wait_for(granted.wait(), DEADLINE_S)
+
+    async def test_a_process_that_lost_its_claim_is_told_and_keeps_nothing_more(self, logs: Logs):
+        first, second = await logs.open("first"), await logs.open("second")
+        heard: list[str] = []
+        first.claim("uid-1", lambda: heard.append("first"), lambda: heard.append("first lost"))
+        await _until(lambda: heard == ["first"])
+        stale = first.subscribe("uid-1", BROKER, "default/one", 1)
+        await first.flush()
+        await logs.redis.run("DEL", logs.keys.lease("uid-1"))  # as if its time were over
+        second.claim("uid-1", lambda: heard.append("second"), lambda: heard.append("second lost"))
+        await _until(lambda: "second" in heard)
+        stale.skip(100)
+        await first.flush()
+        await _until(lambda: "first lost" in heard)
+        assert heard == ["first", "second", "first lost"]
+        stale.skip(200)
+        await first.flush()
+        assert second.subscribe("uid-1", BROKER, "default/one", 99).position() == Position(1)
+
+
+@pytest.mark.service("redis", own=True)
+class TestLosingRedis:
+    """A Redis of the test's own, which goes away and comes back."""
+
+    @pytest.fixture
+    def server(self, tmp_path: Path) -> Iterator[RedisServer]:
+        server = RedisServer(tmp_path / "redis")
+        server.start()
+        yield server
+        server.kill()
+
+    @pytest.fixture
+    async def log(self, server: RedisServer) -> AsyncIterator[RedisLog]:
+        log = RedisLog(server.url, owner="first")
+        await log.open()
+        yield log
+        await log.close()
+
+    async def test_nothing_acknowledged_is_lost_when_redis_is_killed_and_the_log_goes_on_after(
+        self, server: RedisServer, log: RedisLog
+    ):
+        subscription = log.subscribe("uid-1", BROKER, "default/one", 0)
+        (record,) = await append(log, entry("before"))
+        subscription.take(record.seq)
+        server.kill()
+        with pytest.raises(Unavailable):
+            await append(log, entry("refused"))
+        with pytest.raises(Unavailable):
+            await read(log)
+        subscription.ack(record.seq)
+        with pytest.raises(Unavailable):
+            await log.flush()
+        server.start()
+        (later,) = await _patiently(lambda: append(log, entry("after")))
+        assert later.seq > record.seq
+        assert ids(await read(log)) == ["before", "after"]
+        await _patiently(log.flush)
+        again = RedisLog(server.url, owner="first")
+        await again.open()
+        assert again.subscribe("uid-1", BROKER, "default/one", 99).position() == Position(record.seq)
+        await again.close()
+
+    async def test_a_claim_is_lost_while_redis_is_silent_and_granted_again(self, server: RedisServer, log: RedisLog):
+        heard: list[str] = []
+        log.claim("uid-1", lambda: heard.append("granted"), lambda: heard.append("lost"))
+        await _until(lambda: heard == ["granted"])
+        server.pause()
+        await _until(lambda: "lost" in heard)
+        server.resume()
+        await _until(lambda: len(heard) == 3)
+        assert heard == ["granted", "lost", "granted"]
+
+    async def test_without_redis_the_log_says_what_to_do(self, server: RedisServer):
+        server.kill()
+        with pytest.raises(Unavailable, match=r"apt-get install redis-server.*--redis-url"):
+            await RedisLog(server.url, owner="first").open()
+
+    async def test_a_redis_that_is_out_of_memory_refuses_events_and_still_keeps_positions(
+        self, server: RedisServer, log: RedisLog
+    ):
+        subscription = log.subscribe("uid-1", BROKER, "default/one", 0)
+        (record,) = await append(log, entry("before"))
+        subscription.take(record.seq)
+        await log.flush()
+        control = Connection(server.url)
+        await control.run("CONFIG", "SET", "maxmemory", "1")
+        with pytest.raises(LogFull, match="maxmemory"):
+            await append(log, entry("refused"))
+        subscription.ack(record.seq)
+        await _patiently(log.flush)
+        assert b'"open":[]' in await control.run("HGET", Keys("penstock").positions, "uid-1")
+        await control.run("CONFIG", "SET", "maxmemory", "0")
+        (later,) = await append(log, entry("after"))
+        assert isinstance(later, Record)
+        await control.close()
+
+
+async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
+    """Its result once it is not refused any more."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            try:
+                return await work()
+            except Unavailable:
+                await asyncio.sleep(0.01)
+
+
+async def _appends(logs: Logs) -> int:
+    """Append scripts so far."""
+    if not await logs.redis.run("EXISTS", logs.keys.wake):
+        return 0
+    info = await logs.redis.run("XINFO", "STREAM", logs.keys.wake)
+    return int(dict(zip(info[::2], info[1::2], strict=True))[b"entries-added"])
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    """What another connection brings has no event to wait for here: look again after a turn of the loop."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not holds():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.005)

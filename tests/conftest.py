@@ -1,0 +1,70 @@
+"""Servers that tests need.
+
+A test says so by ``@pytest.mark.service("redis")``; with ``own=True`` it starts one itself, to stop and kill it. Where the server cannot be had, the test is left out and the run
+ends with a line that says how to get it, or fails where $PENSTOCK_REQUIRE_SERVICES names it.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.services import SERVICES, RedisServer, Service
+
+_LEFT_OUT = pytest.StashKey[dict[str, int]]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out: dict[str, int] = {}
+    kept, dropped = [], []
+    for item in items:
+        absent = _absent(item)
+        (dropped if absent else kept).append(item)
+        for name in absent:
+            left_out[name] = left_out.get(name, 0) + 1
+    config.stash[_LEFT_OUT] = left_out
+    required = set(os.environ.get("PENSTOCK_REQUIRE_SERVICES", "").replace(",", " ").split())
+    for name in sorted(required):
+        if name not in SERVICES:
+            raise pytest.UsageError(f"PENSTOCK_REQUIRE_SERVICES names {name!r}; known are {', '.join(SERVICES)}.")
+        if name in left_out:
+            raise pytest.UsageError(_line(SERVICES[name], left_out[name]))
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for name, count in sorted(config.stash.get(_LEFT_OUT, {}).items()):
+        terminalreporter.write_line(_line(SERVICES[name], count), yellow=True)
+
+
+def _absent(item: pytest.Item) -> set[str]:
+    """The servers that the test needs and that cannot be had."""
+    absent = set()
+    for mark in item.iter_markers("service"):
+        for name in mark.args:
+            service = SERVICES[name]
+            if not (service.startable if mark.kwargs.get("own") else service.available):
+                absent.add(name)
+    return absent
+
+
+def _line(service: Service, count: int) -> str:
+    return (
+        f"{service.name} could not be had: {count} tests did not run. "
+        f"Provide it by: {service.install}   (or set {service.variable})"
+    )
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis that every test shares; each takes a log name of its own."""
+    given = os.environ.get(SERVICES["redis"].variable)
+    if given:
+        yield given
+        return
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server.url
+    server.stop()
