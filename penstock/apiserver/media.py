@@ -6,7 +6,6 @@ grow without bound, and a key may not be given twice.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final, Literal
 
 import msgspec
@@ -20,9 +19,6 @@ from penstock.apiserver.statuses import Refused, Status, bad_request
 __all__ = ["Form", "accepted_form", "decode_body", "load_yaml", "media_type", "parse_accept"]
 
 FormName = Literal["", "Table", "PartialObjectMetadata", "PartialObjectMetadataList"]
-
-#: Nodes of one YAML document: more than fit in the largest resource as plain JSON, fewer than aliases can conjure up.
-_MAX_YAML_NODES: Final = 500_000
 
 #: What a parser says of a broken document is cut here: it may quote all of it.
 _MAX_EXPLANATION: Final = 500
@@ -134,7 +130,7 @@ def load_yaml(text: bytes) -> Any:
     """The one document of `text` as its JSON would be. Raises InvalidInput with line and column."""
     import yaml  # noqa: PLC0415 - 15 ms that only a client which sends YAML should cost
 
-    from penstock.apiserver.yaml_loader import JsonLoader, check_depth  # noqa: PLC0415 - imports yaml
+    from penstock.apiserver.yaml_loader import JsonLoader, check_depth, json_form  # noqa: PLC0415 - imports yaml
 
     try:
         check_depth(text)
@@ -143,39 +139,8 @@ def load_yaml(text: bytes) -> Any:
         raise InvalidInput(f"The request body is not YAML: {_on_one_line(str(error))}.") from error
     except ValueError as error:
         raise InvalidInput(f"The request body is not YAML: {error}.") from error
-    return _JsonView().of(document)
+    return json_form(document)
 
 
 def _on_one_line(text: str) -> str:
     return " ".join(text.split())[:_MAX_EXPLANATION]
-
-
-class _JsonView:
-    """Turns what YAML gives into what JSON could have given, counting nodes so that aliases stay harmless."""
-
-    def __init__(self) -> None:
-        self._nodes = 0
-
-    def of(self, value: Any) -> Any:
-        self._nodes += 1
-        if self._nodes > _MAX_YAML_NODES:
-            raise InvalidInput(f"The YAML document has more than {_MAX_YAML_NODES} nodes.")
-        if isinstance(value, dict):
-            return {self._key(name): self.of(item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [self.of(item) for item in value]
-        if value is None or isinstance(value, str | bool | int):
-            return value
-        if isinstance(value, float) and math.isfinite(value):
-            return value
-        raise InvalidInput(f"The YAML value {value!r} has no JSON form; put it in quotes.")
-
-    @staticmethod
-    def _key(name: object) -> str:
-        if isinstance(name, str):
-            return name
-        if isinstance(name, bool):
-            return "true" if name else "false"
-        if isinstance(name, int | float):
-            return str(name)
-        raise InvalidInput(f"The YAML key {name!r} is not text.")

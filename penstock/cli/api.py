@@ -6,7 +6,7 @@ import http.client
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
 
@@ -19,7 +19,8 @@ __all__ = ["Api", "Refused", "collection_path", "connect", "object_path"]
 #: A command waits this long for any answer but a stream's.
 TIMEOUT_S: Final = 30.0
 
-_START_HINT: Final = "Start it with: penstock up"
+_START_HINT: Final = "Start it with: penstock up. One that runs elsewhere is found by --data-dir or --server."
+_SERVER_HINT: Final = "Write it as http://127.0.0.1:8082; `penstock up` prints the address of its api."
 
 
 class Refused(Failure):
@@ -35,12 +36,8 @@ class Api:
     """One platform, by the base URL of one of its listeners."""
 
     def __init__(self, base: str) -> None:
-        parts = urlsplit(base)
-        if parts.scheme != "http" or not parts.hostname:
-            raise Failure(f"{base!r} is not the URL of a platform.", hint="Write it as http://127.0.0.1:8082")
         self.base = base.rstrip("/")
-        self._host = parts.hostname
-        self._port = parts.port or 80
+        self._host, self._port = _place(base)
 
     def request(
         self,
@@ -51,35 +48,67 @@ class Api:
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        """The JSON of the answer. Raises Refused for an error status, Failure where nothing answers."""
+        """The JSON of the answer. Raises Refused for an error status, Failure where nothing answers.
+
+        A GET whose connection breaks is sent again once: the listener outlives a process behind it that is restarted.
+        """
         payload = None if body is None else body if isinstance(body, bytes) else msgspec.json.encode(body)
         sent = {"Accept": "application/json", "Content-Type": "application/json", **(headers or {})}
+        target = _with_query(path, query)
+        try:
+            status, text = self._exchange(method, target, payload, sent)
+        except (OSError, http.client.HTTPException) as error:
+            if method != "GET" or isinstance(error, (ConnectionRefusedError, TimeoutError)):
+                raise self._unreachable(error) from error
+            try:
+                status, text = self._exchange(method, target, payload, sent)
+            except (OSError, http.client.HTTPException) as again:
+                raise self._unreachable(again) from again
+        if status >= 400:
+            raise _refusal(status, text)
+        return self._decoded(text)
+
+    def _exchange(self, method: str, target: str, payload: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_S)
         try:
-            connection.request(method, _with_query(path, query), payload, sent)
+            connection.request(method, target, payload, headers)
             answer = connection.getresponse()
-            text = answer.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise self._unreachable(error) from error
+            return answer.status, answer.read()
         finally:
             connection.close()
-        if answer.status >= 400:
-            raise _refusal(answer.status, text)
-        return _decoded(text)
+
+    def _decoded(self, text: bytes) -> Any:
+        try:
+            return msgspec.json.decode(text) if text else {}
+        except msgspec.DecodeError as error:
+            message = f"What answers at {self.base} is not the API server of a platform."
+            raise Failure(message, hint=_SERVER_HINT, code=UNREACHABLE) from error
 
     def stream(self, path: str, *, query: Mapping[str, str] | None = None) -> Iterator[bytes]:
-        """The answer's body, line by line, as it comes."""
+        """The answer's body, line by line, as it comes; returns once it has begun. Raises as `request` does, and from
+        the iterator where it breaks off."""
         connection = http.client.HTTPConnection(self._host, self._port, timeout=None)
         try:
             connection.request("GET", _with_query(path, query))
             answer = connection.getresponse()
             if answer.status >= 400:
                 raise _refusal(answer.status, answer.read())
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._unreachable(error) from error
+        except Refused:
+            connection.close()
+            raise
+        return self._lines(connection, answer)
+
+    def _lines(self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse) -> Iterator[bytes]:
+        try:
             while line := answer.readline():
                 yield line
         except (OSError, http.client.HTTPException) as error:
             raise self._unreachable(error) from error
         finally:
+            answer.close()
             connection.close()
 
     def _unreachable(self, error: Exception) -> Failure:
@@ -97,28 +126,36 @@ def collection_path(kind: Kind, namespace: str | None) -> str:
     group = kind.ref.group
     prefix = f"/apis/{group}/{kind.ref.version}" if group else f"/api/{kind.ref.version}"
     if kind.namespaced and namespace is not None:
-        return f"{prefix}/namespaces/{namespace}/{kind.plural}"
+        return f"{prefix}/namespaces/{quote(namespace, safe='')}/{kind.plural}"
     return f"{prefix}/{kind.plural}"
 
 
 def object_path(kind: Kind, namespace: str, name: str) -> str:
-    return f"{collection_path(kind, namespace)}/{name}"
+    return f"{collection_path(kind, namespace)}/{quote(name, safe='')}"
 
 
 def _with_query(path: str, query: Mapping[str, str] | None) -> str:
     return f"{path}?{urlencode(query)}" if query else path
 
 
-def _decoded(text: bytes) -> Any:
-    try:
-        return msgspec.json.decode(text) if text else {}
-    except msgspec.DecodeError:
-        return text.decode("utf-8", "replace")
-
-
 def _refusal(status: int, text: bytes) -> Refused:
-    answer = _decoded(text)
+    try:
+        answer = msgspec.json.decode(text)
+    except msgspec.DecodeError:
+        answer = text.decode("utf-8", "replace").strip()
     if isinstance(answer, dict):
         message = answer.get("message") or answer.get("detail") or f"The server answered {status}."
         return Refused(str(message), status, answer.get("details") or {})
-    return Refused(str(answer).strip() or f"The server answered {status}.", status, {})
+    return Refused(str(answer) or f"The server answered {status}.", status, {})
+
+
+def _place(base: str) -> tuple[str, int]:
+    """Host and port of a base URL. Raises Failure."""
+    try:
+        parts = urlsplit(base)
+        port = parts.port or 80
+    except ValueError:
+        parts, port = urlsplit(""), 0
+    if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
+        raise Failure(f"{base!r} is not the URL of a platform.", hint=_SERVER_HINT)
+    return parts.hostname, port

@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from penstock.cli.api import Api, connect
+from penstock.cli.failure import UNREACHABLE, Failure
 from penstock.places import DEFAULT_DATA, Places
 
-__all__ = ["Session", "namespace_option", "output_option", "platform_options"]
+__all__ = [
+    "Session",
+    "Waiting",
+    "data_option",
+    "namespace_option",
+    "output_option",
+    "platform_options",
+    "until_interrupted",
+]
 
 F = TypeVar("F")
+
+#: A namespace is a DNS label (RFC 1123).
+_LABEL: Final = re.compile(r"(?!.{64})[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+#: How long a command that follows waits for a platform that is gone: a restart takes a second or two.
+PATIENCE_S: Final = 30.0
 
 
 class Session:
     """The platform that a command works on; it is looked up when first needed."""
 
     def __init__(self, server: str | None, data: Path) -> None:
-        self._server = server or os.environ.get("PENSTOCK_SERVER") or None
+        self._server = server
         self._data = data
         self._found: tuple[Api, Places] | None = None
 
@@ -33,15 +49,49 @@ class Session:
     def places(self) -> Places:
         return self._connect()[1]
 
+    def forget(self) -> None:
+        """Look the platform up anew the next time: it may have been started again somewhere else."""
+        self._found = None
+
     def _connect(self) -> tuple[Api, Places]:
         if self._found is None:
             self._found = connect(self._server, self._data)
         return self._found
 
 
-def platform_options(command: F) -> F:
-    """``--server`` and ``--data-dir``; the command gets them as `server` and `data`."""
-    data: Any = click.option(
+class Waiting:
+    """Patience with a platform that does not answer while it is started again."""
+
+    def __init__(self) -> None:
+        self._since_s: float | None = None
+
+    def bear(self, failure: Failure) -> None:
+        """Say that it is waited for. Raises `failure` once that took too long, or where waiting does not help."""
+        if failure.exit_code != UNREACHABLE:
+            raise failure
+        now_s = time.monotonic()
+        if self._since_s is None:
+            self._since_s = now_s
+            click.secho("The platform does not answer; waiting for it ...", dim=True, err=True)
+        elif now_s - self._since_s > PATIENCE_S:
+            raise failure
+
+    def over(self) -> None:
+        self._since_s = None
+
+
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    """For what goes on until Ctrl-C: that is its orderly end."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(0) from None
+
+
+def data_option(command: F) -> F:
+    """``--data-dir``; the command gets it as `data`."""
+    option: Any = click.option(
         "--data-dir",
         "data",
         type=click.Path(path_type=Path, file_okay=False),
@@ -50,13 +100,34 @@ def platform_options(command: F) -> F:
         envvar="PENSTOCK_DATA",
         help="The platform's data directory.",
     )
-    server: Any = click.option("--server", metavar="URL", help="The API server, instead of the data directory's.")
-    result: F = server(data(command))
+    result: F = option(command)
     return result
 
 
+def platform_options(command: F) -> F:
+    """``--server`` and ``--data-dir``; the command gets them as `server` and `data`."""
+    server: Any = click.option(
+        "--server",
+        metavar="URL",
+        envvar="PENSTOCK_SERVER",
+        help="The API server, instead of the data directory's.",
+    )
+    result: F = server(data_option(command))
+    return result
+
+
+def _namespace(_context: click.Context, _option: click.Parameter, value: str) -> str:
+    if not _LABEL.fullmatch(value):
+        rule = "must be at most 63 lower case letters, digits and '-', starting and ending with a letter or digit"
+        raise click.BadParameter(f"{value!r} {rule}.")
+    return value
+
+
 def namespace_option(command: F) -> F:
-    option: Any = click.option("-n", "--namespace", default="default", show_default=True, help="The namespace.")
+    """``--namespace``; the command gets it as `namespace`, checked, so that it cannot lead to another path."""
+    option: Any = click.option(
+        "-n", "--namespace", default="default", show_default=True, callback=_namespace, help="The namespace."
+    )
     result: F = option(command)
     return result
 

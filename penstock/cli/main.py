@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Final
 
@@ -14,9 +15,9 @@ __all__ = ["main"]
 #: Each command, and the module that has it.
 _COMMANDS: Final = {
     "up": "penstock.cli.up",
-    "apply": "penstock.cli.resources",
+    "apply": "penstock.cli.apply",
     "get": "penstock.cli.resources",
-    "describe": "penstock.cli.resources",
+    "describe": "penstock.cli.describe",
     "delete": "penstock.cli.resources",
     "send": "penstock.cli.events",
     "events": "penstock.cli.events",
@@ -44,11 +45,21 @@ class _Commands(click.Group):
     epilog='Shell completion: eval "$(_PENSTOCK_COMPLETE=bash_source penstock)" (zsh_source, fish_source).',
 )
 @click.version_option(__version__, prog_name="penstock", message="%(prog)s %(version)s")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Events to functions on one machine, with Knative's YAML.
+
+    \b
+    Examples:
+      penstock up --apply examples/pictures/manifests
+      penstock get brokers,triggers,ksvc
+      penstock send --type hello --data '{"to": "you"}'
+      penstock events --follow
 
     Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found, 4 no platform answers.
     """
+    if os.environ.get("NO_COLOR"):
+        context.color = False
 
 
 if __name__ == "__main__":

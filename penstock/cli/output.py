@@ -14,12 +14,12 @@ __all__ = ["age", "print_document", "print_json", "print_table", "state"]
 _UNITS_S: Final = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
 
-def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]], *, indent: int = 0) -> None:
     """Columns as wide as their widest cell, two spaces between, as kubectl prints them."""
     widths = [max(len(cell) for cell in column) for column in zip(titles, *rows, strict=True)]
     for row in (titles, *rows):
         line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        click.echo(line.rstrip())
+        click.echo(" " * indent + line.rstrip())
 
 
 def print_json(value: Any) -> None:
@@ -42,11 +42,12 @@ def state(text: str) -> str:
     return click.style(text, fg=colour) if colour else text
 
 
-def age(since: str | None, now: datetime | None = None) -> str:
-    """How long ago an RFC 3339 time was, in its largest unit: ``5m``."""
+def age(since: str | float | None, now: datetime | None = None) -> str:
+    """How long ago a time was, in its largest unit: ``5m``. `since` is RFC 3339, or seconds since the epoch."""
     if not since:
         return "<unknown>"
-    seconds = max(0, int(((now or datetime.now(UTC)) - datetime.fromisoformat(since)).total_seconds()))
+    began = datetime.fromisoformat(since) if isinstance(since, str) else datetime.fromtimestamp(since, UTC)
+    seconds = max(0, int(((now or datetime.now(UTC)) - began).total_seconds()))
     for unit, length_s in _UNITS_S:
         if seconds >= length_s:
             return f"{seconds // length_s}{unit}"

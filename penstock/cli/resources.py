@@ -1,247 +1,173 @@
-"""``penstock apply | get | describe | delete``: resources, as kubectl handles them."""
+"""``penstock get | delete``: resources, as kubectl handles them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from core.resources import Kind, Registry
+from core.resources import Kind
 from penstock.cli.api import Api, Refused, collection_path, object_path
 from penstock.cli.context import Session, namespace_option, output_option, platform_options
-from penstock.cli.failure import NOT_FOUND, Failure
-from penstock.cli.manifests import Manifest, read_manifests
-from penstock.cli.merge import three_way_patch, with_last_applied
-from penstock.cli.output import age, print_document, print_json, print_table, state
+from penstock.cli.failure import NOT_FOUND
+from penstock.cli.manifests import read_manifests
+from penstock.cli.output import print_document, print_json, print_table
+from penstock.cli.words import Named, parse_words, registry, title
 
-__all__ = ["apply", "apply_manifests", "delete", "describe", "get"]
+__all__ = ["delete", "get"]
 
-_MERGE_PATCH = {"Content-Type": "application/merge-patch+json"}
-_STRICT = {"fieldValidation": "Strict", "fieldManager": "penstock"}
-
-
-def _registry() -> Registry:
-    from penstock.kinds import registry  # noqa: PLC0415 - loads every plane's kinds; `--help` does without
-
-    return registry()
+_TABLE: Final = "application/json;as=Table;v=v1;g=meta.k8s.io"
 
 
-@click.command()
-@click.option("-f", "--filename", "files", multiple=True, required=True, help="A file, a folder, or - for stdin.")
-@namespace_option
-@output_option("text", "json")
-@click.option("-q", "--quiet", is_flag=True, help="Say only how many were created, configured and left unchanged.")
-@platform_options
-def apply(files: tuple[str, ...], namespace: str, output: str, quiet: bool, server: str | None, data: Path) -> None:
-    """Create the resources of manifests, or change them to what the manifests say.
-
-    Every document is checked first: if one is wrong, nothing at all is applied.
-
-    \b
-    Example:
-      penstock apply -f examples/pictures/manifests
-    """
-    api = Session(server, data).api
-    manifests = read_manifests(files, _registry(), namespace)
-    done = apply_manifests(api, manifests)
-    if output == "json":
-        print_json([{"resource": manifest.title, "result": result} for manifest, result in done])
-        return
-    if quiet:
-        results = [result for _, result in done]
-        counts = ", ".join(f"{results.count(word)} {word}" for word in dict.fromkeys(results))
-        click.echo(f"Applied {', '.join(files)}: {counts}.")
-        return
-    for manifest, result in done:
-        click.echo(f"{manifest.title} {click.style(result, fg='green' if result != 'unchanged' else None)}")
-    click.secho("Watch events arrive with: penstock events --follow", dim=True)
-
-
-def apply_manifests(api: Api, manifests: list[Manifest]) -> list[tuple[Manifest, str]]:
-    """Apply all or none: each is tried without effect first. Raises Failure that lists every problem."""
-    problems = []
-    for manifest in manifests:
-        try:
-            _apply_one(api, manifest, {**_STRICT, "dryRun": "All"})
-        except Refused as refusal:
-            problems += _told(manifest, refusal)
-    if problems:
-        raise Failure("Nothing was applied.\n" + "\n".join(f"  {problem}" for problem in problems))
-    return [(manifest, _apply_one(api, manifest, _STRICT)) for manifest in manifests]
-
-
-def _told(manifest: Manifest, refusal: Refused) -> list[str]:
-    where = f"{manifest.place}: {manifest.kind.ref.kind} {manifest.name}"
-    causes = refusal.details.get("causes") or []
-    if causes:
-        return [f"{where}: {cause.get('field')}: {cause.get('message')}" for cause in causes]
-    return [f"{where}: {refusal.message}"]
-
-
-def _apply_one(api: Api, manifest: Manifest, query: dict[str, str]) -> str:
-    wanted = with_last_applied(manifest.document)
-    path = object_path(manifest.kind, manifest.namespace, manifest.name)
-    try:
-        live = api.request("GET", path)
-    except Refused as refusal:
-        if refusal.status != 404:
-            raise
-        api.request("POST", collection_path(manifest.kind, manifest.namespace), query=query, body=wanted)
-        return "created"
-    patch = three_way_patch(wanted, live)
-    patch.pop("status", None)
-    if not patch:
-        return "unchanged"
-    api.request("PATCH", path, query=query, body=patch, headers=_MERGE_PATCH)
-    return "configured"
-
-
-@click.command()
-@click.argument("kind")
-@click.argument("name", required=False)
+@click.command(short_help="List resources, or show one.")
+@click.argument("words", nargs=-1, required=True, metavar="KIND [NAME ...]")
 @click.option("-A", "--all-namespaces", is_flag=True, help="Of every namespace.")
 @namespace_option
 @output_option("table", "wide", "json", "yaml", "name")
 @platform_options
 def get(
-    kind: str, name: str | None, all_namespaces: bool, namespace: str, output: str, server: str | None, data: Path
+    words: tuple[str, ...], all_namespaces: bool, namespace: str, output: str, server: str | None, data: Path
 ) -> None:
-    """Show resources of a KIND (ksvc, trigger, broker ...), or one by NAME.
+    """Show resources of a KIND (ksvc, trigger, broker ...), or those of a NAME.
+
+    KIND may be several with commas between, or `all`; KIND/NAME names one resource.
 
     \b
     Examples:
       penstock get triggers
+      penstock get brokers,triggers,ksvc -A
       penstock get ksvc scan -o yaml
+      penstock get ksvc/scan trigger/scan -o json
     """
     api = Session(server, data).api
-    wanted = _kind(kind)
+    wanted = parse_words(words, registry())
+    if all_namespaces and wanted[0][1] is not None:
+        raise click.UsageError("A resource of one NAME is in one namespace: --all-namespaces does not go with it.")
     place = None if all_namespaces else namespace
-    path = object_path(wanted, namespace, name) if name else collection_path(wanted, place)
     if output in ("json", "yaml"):
-        print_document(api.request("GET", path), output)
-        return
-    if output == "name":
-        answer = api.request("GET", path)
-        for item in answer.get("items", [answer]):
-            click.echo(f"{wanted.singular}.{wanted.ref.group}/{item['metadata']['name']}")
-        return
-    _print_rows(api, wanted, path, wide=output == "wide", namespaced=all_namespaces)
+        print_document(_documents(api, wanted, place), output)
+    elif output == "name":
+        for kind, name in wanted:
+            for item in _items(api.request("GET", _path(kind, name, place))):
+                click.echo(title(kind, item["metadata"]["name"]))
+    else:
+        _print_tables(api, wanted, place, wide=output == "wide")
 
 
-def _print_rows(api: Api, kind: Kind, path: str, *, wide: bool, namespaced: bool) -> None:
-    table = api.request("GET", path, headers={"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"})
-    shown = [i for i, column in enumerate(table["columnDefinitions"]) if wide or not column.get("priority")]
-    titles = [table["columnDefinitions"][i]["name"].upper() for i in shown]
-    rows = [[_cell(row["cells"][i]) for i in shown] for row in table["rows"]]
+def _path(kind: Kind, name: str | None, namespace: str | None) -> str:
+    return collection_path(kind, namespace) if name is None else object_path(kind, namespace or "", name)
+
+
+def _items(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The resources of a list, or the one resource that was asked for."""
+    found: list[dict[str, Any]] = answer.get("items", [answer])
+    return found
+
+
+def _documents(api: Api, wanted: Sequence[Named], place: str | None) -> dict[str, Any]:
+    """One resource or one kind's list as the server gives it; several as a List, which `apply` reads."""
+    answers = [(kind, api.request("GET", _path(kind, name, place))) for kind, name in wanted]
+    if len(answers) == 1:
+        found: dict[str, Any] = answers[0][1]
+        return found
+    items = [
+        {"apiVersion": kind.ref.api_version, "kind": kind.ref.kind, **item}
+        for kind, answer in answers
+        for item in _items(answer)
+    ]
+    return {"apiVersion": "v1", "kind": "List", "items": items}
+
+
+def _print_tables(api: Api, wanted: Sequence[Named], place: str | None, *, wide: bool) -> None:
+    """One table a kind; where there are several, each name is told with its kind."""
+    together: dict[str, list[Named]] = {}
+    for kind, name in wanted:
+        together.setdefault(kind.plural + kind.ref.group, []).append((kind, name))
+    printed = 0
+    for group in together.values():
+        tables = [api.request("GET", _path(*each, place), headers={"Accept": _TABLE}) for each in group]
+        titles, rows = _rows(group[0][0], tables, wide=wide, namespaced=place is None, prefixed=len(together) > 1)
+        if rows:
+            if printed:
+                click.echo()
+            print_table(titles, rows)
+            printed += 1
+    if not printed:
+        names = " or ".join(group[0][0].plural for group in together.values())
+        where = "" if place is None else f" in the namespace {place}"
+        click.echo(f"There are no {names}{where}.", err=True)
+
+
+def _rows(
+    kind: Kind, tables: Sequence[Any], *, wide: bool, namespaced: bool, prefixed: bool
+) -> tuple[list[str], list[list[str]]]:
+    columns = tables[0]["columnDefinitions"]
+    shown = [i for i, column in enumerate(columns) if wide or not column.get("priority")]
+    titles = [columns[i]["name"].upper() for i in shown]
+    sources = [row for table in tables for row in table["rows"]]
+    rows = [[_cell(source["cells"][i]) for i in shown] for source in sources]
+    for row, source in zip(rows, sources, strict=True):
+        if prefixed:
+            row[0] = title(kind, row[0])
+        if namespaced and kind.namespaced:
+            row.insert(0, source["object"]["metadata"].get("namespace", ""))
     if namespaced and kind.namespaced:
         titles.insert(0, "NAMESPACE")
-        for row, source in zip(rows, table["rows"], strict=True):
-            row.insert(0, source["object"]["metadata"].get("namespace", ""))
-    if rows:
-        print_table(titles, rows)
-    else:
-        click.echo(f"No {kind.plural} found. Create some with: penstock apply -f FILE", err=True)
+    return titles, rows
 
 
 def _cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _kind(word: str) -> Kind:
-    registry = _registry()
-    found = registry.find(word)
-    if found is None:
-        known = ", ".join(sorted(kind.plural for kind in registry))
-        raise Failure(f"There is no kind {word!r}.", hint=f"Known are: {known}", code=NOT_FOUND)
-    return found
-
-
-@click.command()
-@click.argument("kind")
-@click.argument("name")
-@namespace_option
-@platform_options
-def describe(kind: str, name: str, namespace: str, server: str | None, data: Path) -> None:
-    """Show one resource for reading: what is wanted, and its conditions with their reasons.
-
-    \b
-    Example:
-      penstock describe trigger scan
-    """
-    wanted = _kind(kind)
-    found = Session(server, data).api.request("GET", object_path(wanted, namespace, name))
-    meta, status = found["metadata"], found.get("status") or {}
-    click.secho(f"{wanted.ref.kind} {meta['name']}", bold=True)
-    for title, value in (
-        ("Namespace", meta.get("namespace", "")),
-        ("API version", found["apiVersion"]),
-        ("Age", age(meta.get("creationTimestamp"))),
-        ("Generation", str(meta.get("generation", ""))),
-        ("URL", status.get("url") or (status.get("address") or {}).get("url", "")),
-    ):
-        if value:
-            click.echo(f"{title + ':':<14}{value}")
-    for title, value in (("Annotations", meta.get("annotations")), ("Labels", meta.get("labels"))):
-        if value:
-            _print_section(title, {key: text for key, text in value.items() if "last-applied" not in key})
-    _print_section("Spec", found.get("spec") or {})
-    _print_conditions(status.get("conditions") or [])
-
-
-def _print_section(title: str, value: Any) -> None:
-    import yaml  # noqa: PLC0415 - 18 ms that only this needs
-
-    if not value:
-        return
-    click.secho(f"{title}:", bold=True)
-    for line in yaml.safe_dump(value, sort_keys=False, allow_unicode=True).splitlines():
-        click.echo(f"  {line}")
-
-
-def _print_conditions(conditions: list[dict[str, Any]]) -> None:
-    click.secho("Conditions:", bold=True)
-    if not conditions:
-        click.echo("  none yet")
-    for condition in conditions:
-        reason = ": ".join(text for text in (condition.get("reason"), condition.get("message")) if text)
-        since = age(condition.get("lastTransitionTime"))
-        click.echo(f"  {condition['type']:<24}{state(condition['status']):<8}  {since:<6}  {reason}".rstrip())
-
-
-@click.command()
-@click.argument("kind", required=False)
-@click.argument("name", required=False)
+@click.command(short_help="Delete resources.")
+@click.argument("words", nargs=-1, metavar="[KIND NAME ...]")
 @click.option("-f", "--filename", "files", multiple=True, help="Delete what these manifests name.")
 @namespace_option
+@output_option("text", "json")
 @platform_options
 def delete(
-    kind: str | None, name: str | None, files: tuple[str, ...], namespace: str, server: str | None, data: Path
+    words: tuple[str, ...], files: tuple[str, ...], namespace: str, output: str, server: str | None, data: Path
 ) -> None:
-    """Delete a resource by KIND and NAME, or those of manifests.
+    """Delete resources by KIND and NAME, or those of manifests; what they own goes with them.
 
     \b
     Examples:
       penstock delete trigger scan
+      penstock delete ksvc/scan trigger/scan
       penstock delete -f examples/pictures/manifests
     """
-    api = Session(server, data).api
-    if files:
-        manifests = read_manifests(files, _registry(), namespace)
-        targets = [(each.kind, each.namespace, each.name) for each in reversed(manifests)]
-    elif kind and name:
-        targets = [(_kind(kind), namespace, name)]
-    else:
+    if bool(files) == bool(words):
         raise click.UsageError("Name a KIND and a NAME, or give manifests with -f.")
-    missing = 0
-    for wanted, place, each in targets:
-        try:
-            api.request("DELETE", object_path(wanted, place, each))
-            click.echo(f"{wanted.singular}/{each} deleted")
-        except Refused as refusal:
-            if refusal.status != 404:
-                raise
-            missing += 1
-            click.echo(f"{wanted.singular}/{each} does not exist", err=True)
-    if missing:
+    if files:
+        manifests = read_manifests(files, registry(), namespace, undone="Nothing was deleted.")
+        targets = [(each.kind, each.namespace, each.name) for each in reversed(manifests)]
+    else:
+        targets = [(kind, namespace, _named(kind, name)) for kind, name in parse_words(words, registry())]
+    api = Session(server, data).api
+    results = [(title(kind, name), _delete(api, object_path(kind, place, name))) for kind, place, name in targets]
+    if output == "json":
+        print_json([{"resource": what, "result": result} for what, result in results])
+    else:
+        for what, result in results:
+            click.echo(f"{what} {result}", err=result != "deleted")
+    if any(result != "deleted" for _, result in results):
         raise click.exceptions.Exit(NOT_FOUND)
+
+
+def _named(kind: Kind, name: str | None) -> str:
+    if name is None:
+        raise click.UsageError(f"Name the {kind.plural} to delete: penstock delete {kind.singular} NAME")
+    return name
+
+
+def _delete(api: Api, path: str) -> str:
+    try:
+        api.request("DELETE", path)
+    except Refused as refusal:
+        if refusal.status != 404:
+            raise
+        return "does not exist"
+    return "deleted"

@@ -10,38 +10,14 @@ import click
 
 from penstock.cli.api import Api
 from penstock.cli.failure import Failure
-from penstock.cli.story import event_line, is_settled
+from penstock.cli.settling import INTERVAL_S, Settling
+from penstock.cli.story import event_line
 from penstock.places import Places
 
 __all__ = ["newest_position", "show_events"]
 
-#: How often new events are asked for.
-INTERVAL_S: Final = 0.3
-#: An event is shown when its deliveries stayed as they are this long, or after `PATIENCE_S` whatever they are.
-QUIET_S: Final = 0.6
-PATIENCE_S: Final = 5.0
 #: Events asked for at once; what is older than the newest so many is not shown.
 PAGE: Final = 200
-
-
-class _Waiting:
-    """An event that is not shown yet."""
-
-    def __init__(self, event: dict[str, Any], now_s: float) -> None:
-        self.event = event
-        self.since_s = now_s
-        self.changed_s = now_s
-
-    def update(self, event: dict[str, Any], now_s: float) -> None:
-        if event["deliveries"] != self.event["deliveries"]:
-            self.changed_s = now_s
-        self.event = event
-
-    def is_due(self, now_s: float) -> bool:
-        if now_s - self.since_s >= PATIENCE_S:
-            return True
-        tried = bool(self.event["deliveries"])
-        return tried and is_settled(self.event) and now_s - self.changed_s >= QUIET_S
 
 
 async def newest_position(places: Places) -> int:
@@ -53,22 +29,14 @@ async def newest_position(places: Places) -> int:
 async def show_events(places: Places, after: int) -> None:
     """Print the events after a position as they happen, until cancelled."""
     api = Api(places.api)
-    shown = after
-    waiting: dict[int, _Waiting] = {}
+    settling = Settling(after)
     while True:
         await asyncio.sleep(INTERVAL_S)
-        answer = await asyncio.to_thread(_ask, api, {"after": str(shown), "limit": str(PAGE)})
+        answer = await asyncio.to_thread(_ask, api, {"after": str(settling.position), "limit": str(PAGE)})
         if answer is None:
             continue
-        now_s = time.monotonic()
-        for event in answer["events"]:
-            held = waiting.setdefault(event["seq"], _Waiting(event, now_s))
-            held.update(event, now_s)
-        for seq in sorted(waiting):
-            if not waiting[seq].is_due(now_s):
-                break
-            click.echo(event_line(waiting.pop(seq).event))
-            shown = seq
+        for event in settling.due(answer["events"], answer["next"], time.monotonic()):
+            click.echo(event_line(event))
 
 
 def _ask(api: Api, query: dict[str, str]) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-__all__ = ["event_line", "explanation_lines", "is_settled"]
+__all__ = ["event_line", "explanation_lines"]
 
 _COLOURS: Final = {
     "delivered": "green",
@@ -20,12 +20,18 @@ _COLOURS: Final = {
 }
 _MARKS: Final = {"delivered": "✓", "retrying": "↻", "pending": "…"}
 
+#: What a state means, where its name does not say it all.
+_MEANINGS: Final = {
+    "pending": "on its way, or waiting for its turn",
+    "retrying": "another attempt follows",
+    "dead-lettered": "given up; the dead-letter sink has it",
+    "dropped": "given up, and there is no dead-letter sink",
+    "dead": "given up, and the dead-letter sink did not take it",
+    "not offered": "the event is older than this Trigger, or than its present filter",
+    "corrupt": "the stored bytes are not what was written, so nobody got it",
+}
+
 Event = Mapping[str, Any]
-
-
-def is_settled(event: Event) -> bool:
-    """Whether nothing more is under way for this event, as far as its attempts tell."""
-    return all(delivery["state"] != "retrying" for delivery in event["deliveries"])
 
 
 def event_line(event: Event) -> str:
@@ -74,7 +80,7 @@ def _explained(told: Mapping[str, Any], indent: str) -> Iterator[str]:
             yield f"{indent}{below}reply:"
             yield from _explained(reply, f"{indent}{below}")
     if not told["triggers"]:
-        yield f"{indent}└─ no Trigger of this Broker"
+        yield f"{indent}└─ nobody wanted it: this Broker has no Trigger"
     if told["cut"]:
         yield f"{indent}(more replies than are shown)"
 
@@ -86,7 +92,8 @@ def _trigger(trigger: Mapping[str, Any]) -> str:
     if failed:
         return f"{name}: {state}: {_clause(failed)}"
     gone = " (this Trigger is gone)" if trigger["matched"] is None else ""
-    return f"{name}: {state}{gone}"
+    meaning = trigger.get("waits_for") or _MEANINGS.get(trigger["state"], "")
+    return f"{name}: {state}{gone}" + (f": {meaning}" if meaning else "")
 
 
 def _clause(verdict: Mapping[str, Any]) -> str:
@@ -100,5 +107,7 @@ def _attempt(attempt: Mapping[str, Any]) -> str:
     status = str(attempt["status"] or "no answer")
     reason = f"  {attempt['reason']}" if attempt.get("reason") else ""
     outcome = click.style(attempt["outcome"], fg=_COLOURS.get(attempt["outcome"]))
+    if attempt["outcome"] in ("dead-lettered", "dead"):
+        outcome += " (sent to the dead-letter sink)"
     clock = attempt["time"][11:23]
     return f"attempt {attempt['number']}  {clock}  {status}  {attempt['latency_ms']:.1f} ms  {outcome}{reason}"

@@ -13,7 +13,7 @@ from penstock.cli.output import print_json
 __all__ = ["version"]
 
 
-@click.command()
+@click.command(short_help="Show versions.")
 @output_option("text", "json")
 def version(output: str) -> None:
     """Show the version of penstock and of its Python."""

@@ -70,6 +70,7 @@ def test_yaml_merges_keys_of_an_anchor():
         pytest.param(b"a: !!python/object:os.system {}", "not YAML", id="objects"),
         pytest.param(b"a: 1\n---\nb: 2", "not YAML", id="two documents"),
         pytest.param(b"\xff\xfe\x00", "not YAML", id="not text"),
+        pytest.param(b"a: &a {b: *a}", "contains itself", id="an alias inside its anchor"),
         pytest.param(b"[" * 100_000 + b"]" * 100_000, "nested deeper than 100 levels", id="too deep"),
     ],
 )

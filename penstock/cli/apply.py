@@ -1,0 +1,115 @@
+"""``penstock apply``: makes resources what manifests say, all of them or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+
+from penstock.cli.api import Api, Refused, collection_path, object_path
+from penstock.cli.context import Session, namespace_option, output_option, platform_options
+from penstock.cli.manifests import Manifest, problems_failure, read_manifests
+from penstock.cli.merge import three_way_patch, with_last_applied
+from penstock.cli.output import print_json
+from penstock.cli.words import registry
+
+__all__ = ["apply"]
+
+_MERGE_PATCH: Final = {"Content-Type": "application/merge-patch+json"}
+_STRICT: Final = {"fieldValidation": "Strict", "fieldManager": "penstock"}
+_UNDONE: Final = "Nothing was applied."
+
+#: What to do next, by the kind that was applied.
+_NEXT_STEPS: Final = {
+    "Service": "See whether it is ready, and where it listens:  penstock get ksvc{place}",
+    "Trigger": "See whether it delivers, and why not:           penstock get triggers{place}",
+    "Broker": "Publish an event to it:                         penstock send --type hello --broker {name}{place}",
+    "PingSource": "Watch its events:                               penstock events --follow",
+    "ObjectStoreSource": "Watch its events:                               penstock events --follow",
+}
+
+
+@click.command(short_help="Create or change resources from manifests.")
+@click.option("-f", "--filename", "files", multiple=True, required=True, help="A file, a folder, or - for stdin.")
+@namespace_option
+@output_option("text", "json")
+@click.option("-q", "--quiet", is_flag=True, help="Say only how many were created, configured and left unchanged.")
+@platform_options
+def apply(files: tuple[str, ...], namespace: str, output: str, quiet: bool, server: str | None, data: Path) -> None:
+    """Create the resources of manifests, or change them to what the manifests say.
+
+    Every document is checked first: if one is wrong, nothing at all is applied.
+
+    \b
+    Examples:
+      penstock apply -f examples/pictures/manifests
+      penstock get ksvc hello -o yaml | penstock apply -f - --server http://127.0.0.1:8082
+    """
+    api = Session(server, data).api
+    manifests = read_manifests(files, registry(), namespace, undone=_UNDONE)
+    done = _apply_all(api, manifests)
+    if output == "json":
+        print_json([{"resource": manifest.title, "result": result} for manifest, result in done])
+        return
+    if quiet:
+        results = [result for _, result in done]
+        counts = ", ".join(f"{results.count(word)} {word}" for word in dict.fromkeys(results))
+        click.echo(f"Applied {', '.join(files)}: {counts}.")
+        return
+    for manifest, result in done:
+        click.echo(f"{manifest.title} {click.style(result, fg='green' if result != 'unchanged' else None)}")
+    for step in next_steps(manifests):
+        click.secho(step, dim=True)
+
+
+def next_steps(manifests: Sequence[Manifest]) -> list[str]:
+    """What a person would want to do now, each once."""
+    steps: dict[str, str] = {}
+    for manifest in manifests:
+        step = _NEXT_STEPS.get(manifest.kind.ref.kind)
+        if step is not None:
+            place = "" if manifest.namespace == "default" else f" -n {manifest.namespace}"
+            steps.setdefault(step, step.format(name=manifest.name, place=place))
+    return list(dict.fromkeys(steps.values()))
+
+
+def _apply_all(api: Api, manifests: Sequence[Manifest]) -> list[tuple[Manifest, str]]:
+    """Apply all or none: each is tried without effect first. Raises Failure that lists every problem."""
+    problems = []
+    for manifest in manifests:
+        try:
+            _apply_one(api, manifest, {**_STRICT, "dryRun": "All"})
+        except Refused as refusal:
+            problems += _told(manifest, refusal)
+    if problems:
+        raise problems_failure(_UNDONE, problems)
+    return [(manifest, _apply_one(api, manifest, _STRICT)) for manifest in manifests]
+
+
+def _told(manifest: Manifest, refusal: Refused) -> list[str]:
+    where = f"{manifest.place}: {manifest.kind.ref.kind} {manifest.name}"
+    causes = refusal.details.get("causes") or []
+    if causes:
+        return [f"{where}: {cause.get('field')}: {cause.get('message')}" for cause in causes]
+    return [f"{where}: {refusal.message}"]
+
+
+def _apply_one(api: Api, manifest: Manifest, query: dict[str, str]) -> str:
+    wanted = with_last_applied(manifest.document)
+    path = object_path(manifest.kind, manifest.namespace, manifest.name)
+    try:
+        live = api.request("GET", path)
+    except Refused as refusal:
+        if refusal.status != 404:
+            raise
+        api.request("POST", collection_path(manifest.kind, manifest.namespace), query=query, body=wanted)
+        return "created"
+    patch = three_way_patch(wanted, live)
+    if not patch:
+        return "unchanged"
+    changed = api.request("PATCH", path, query=query, body=patch, headers=_MERGE_PATCH)
+    # Lists are sent whole, and the server fills in defaults inside: then nothing has changed after all.
+    same = changed["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"]
+    return "unchanged" if same else "configured"

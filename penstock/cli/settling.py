@@ -1,0 +1,65 @@
+"""When to show an event that is on its way: once it has settled, or has had a moment to. Pure.
+
+An event that was just stored has not been delivered yet; shown at once, its line would tell nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+__all__ = ["INTERVAL_S", "PATIENCE_S", "QUIET_S", "Settling", "is_settled"]
+
+#: How often new events are asked for.
+INTERVAL_S: Final = 0.3
+#: An event is shown when its deliveries stayed as they are this long, or after `PATIENCE_S` whatever they are.
+QUIET_S: Final = 0.6
+PATIENCE_S: Final = 5.0
+
+Event = Mapping[str, Any]
+
+
+def is_settled(event: Event) -> bool:
+    """Whether nothing more is under way for this event, as far as is known."""
+    return all(delivery["state"] not in ("pending", "retrying") for delivery in event["deliveries"])
+
+
+class Settling:
+    """Events after a position, each given out once and in order. `position` is what to ask for the next page after."""
+
+    def __init__(self, position: int) -> None:
+        self.position = position
+        self._waiting: dict[int, _Waiting] = {}
+
+    def due(self, events: Iterable[Event], next_position: int, now_s: float) -> list[Event]:
+        """Takes the page after `position` as it is at `now_s`, and `next_position`, up to which it reaches. Returns the
+        events that are to be shown now."""
+        for event in events:
+            self._waiting.setdefault(event["seq"], _Waiting(event, now_s)).update(event, now_s)
+        found: list[Event] = []
+        for seq in sorted(self._waiting):
+            if not self._waiting[seq].is_due(now_s):
+                break
+            found.append(self._waiting.pop(seq).event)
+            self.position = seq
+        if not self._waiting:
+            self.position = max(self.position, next_position)
+        return found
+
+
+class _Waiting:
+    """An event that is not shown yet."""
+
+    def __init__(self, event: Event, now_s: float) -> None:
+        self.event = event
+        self._since_s = now_s
+        self._changed_s = now_s
+
+    def update(self, event: Event, now_s: float) -> None:
+        if event["deliveries"] != self.event["deliveries"]:
+            self._changed_s = now_s
+        self.event = event
+
+    def is_due(self, now_s: float) -> bool:
+        settled = is_settled(self.event) and now_s - self._changed_s >= QUIET_S
+        return settled or now_s - self._since_s >= PATIENCE_S
