@@ -1,5 +1,6 @@
 """The pictures example under fire: processes killed with SIGKILL while pictures flow. Nothing accepted is lost."""
 
+import contextlib
 import os
 import random
 import signal
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from examples.pictures.demo import HERE, UPLOADED, Buckets, check_results, running_instances
-from examples.pictures.make_pictures import make_pictures
+from examples.pictures.make_pictures import Picture, drawn, make_pictures, upload
 from penstock.testing import Platform, wait_until
 
 pytestmark = pytest.mark.e2e
@@ -62,6 +63,43 @@ def test_nothing_is_lost_when_the_whole_platform_is_killed_while_pictures_flow(t
         check_results(buckets, pictures)
     finally:
         platform.stop()
+
+
+def test_nothing_is_lost_whichever_process_is_killed_functions_and_supervisor_included(tmp_path):
+    seed = random.randrange(1_000_000)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    buckets = Buckets.make(tmp_path)
+    platform = start(tmp_path)
+    pictures: list[Picture] = []
+    try:
+        apply_example(platform)
+        for number in range(COUNT):
+            pictures.append(upload(buckets.uploads, number, *drawn(number, seed)))
+            least = rng.randrange(number + 1)
+            wait_until(lambda least=least: judged(buckets) >= least, what=f"{least} events audited")
+            victim = rng.choice(platform.everything())
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+            if victim == platform.process.pid:
+                platform.process.wait()
+                platform = start_when_free(tmp_path)
+        wait_until(lambda: buckets.is_complete(pictures), what="every upload judged, every approved one made smaller")
+        check_results(buckets, pictures)
+    finally:
+        platform.stop()
+
+
+def start_when_free(root: Path) -> Platform:
+    """Start again after the supervisor was killed: the others end by themselves, and hold their files until then."""
+
+    def started() -> Platform | None:
+        try:
+            return start(root)
+        except RuntimeError:
+            return None
+
+    return wait_until(started, what="the platform starts again")
 
 
 def test_what_was_there_before_the_start_is_an_event_once_and_not_again_after_a_restart(tmp_path):
