@@ -16,9 +16,11 @@ from penstock.cli.failure import UNREACHABLE, Failure
 from penstock.places import DEFAULT_DATA, Places
 
 __all__ = [
+    "LABEL_RULE",
     "Session",
     "Waiting",
     "data_option",
+    "is_label",
     "namespace_option",
     "output_option",
     "platform_options",
@@ -27,7 +29,7 @@ __all__ = [
 
 F = TypeVar("F")
 
-#: A namespace is a DNS label (RFC 1123).
+LABEL_RULE: Final = "must be at most 63 lower case letters, digits and '-', starting and ending with a letter or digit"
 _LABEL: Final = re.compile(r"(?!.{64})[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 #: How long a command that follows waits for a platform that is gone: a restart takes a second or two.
 PATIENCE_S: Final = 30.0
@@ -117,10 +119,14 @@ def platform_options(command: F) -> F:
 
 
 def _namespace(_context: click.Context, _option: click.Parameter, value: str) -> str:
-    if not _LABEL.fullmatch(value):
-        rule = "must be at most 63 lower case letters, digits and '-', starting and ending with a letter or digit"
-        raise click.BadParameter(f"{value!r} {rule}.")
+    if not is_label(value):
+        raise click.BadParameter(f"{value!r} {LABEL_RULE}.")
     return value
+
+
+def is_label(name: str) -> bool:
+    """Whether it can name a namespace: a DNS label (RFC 1123)."""
+    return _LABEL.fullmatch(name) is not None
 
 
 def namespace_option(command: F) -> F:

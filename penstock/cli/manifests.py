@@ -13,6 +13,7 @@ import yaml
 from core.errors import InvalidInput, NotFound
 from core.resources import Kind, KindRef, Registry
 from penstock.apiserver.yaml_loader import JsonLoader, check_depth, json_form
+from penstock.cli.context import LABEL_RULE, is_label
 from penstock.cli.failure import Failure
 
 __all__ = ["Manifest", "problems_failure", "read_manifests"]
@@ -76,7 +77,9 @@ def _documents_in(given: str) -> tuple[list[tuple[str, Any]], list[str]]:
     path = Path(given)
     files = [path]
     if given != "-" and path.is_dir():
-        files = sorted(entry for entry in path.iterdir() if entry.suffix in _ENDINGS)
+        # A named pipe in a folder would be waited for without end; one that is named itself is meant.
+        inside = (entry for entry in path.iterdir() if entry.suffix in _ENDINGS)
+        files = sorted(entry for entry in inside if not entry.is_dir() and not entry.is_fifo())
     found: list[tuple[str, Any]] = []
     problems: list[str] = []
     for file in files:
@@ -152,6 +155,8 @@ def _manifest(where: str, document: Any, registry: Registry, namespace: str) -> 
         value = metadata.get(key)
         if not (isinstance(value, str) and value) and not (key == "namespace" and key not in metadata):
             return f"{where}: metadata.{key}: {_must_be_text(value)}"
+    if not is_label(metadata.get("namespace", namespace)):
+        return f"{where}: metadata.namespace: {LABEL_RULE} (got {metadata['namespace']!r:.80})"
     try:
         kind = registry.get(KindRef.parse(document["apiVersion"], document["kind"]))
     except NotFound:

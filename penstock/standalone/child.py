@@ -31,6 +31,14 @@ _SHOWN_BYTES: Final = 8 * 1024
 _MAX_TOLD_BYTES: Final = 4_096
 
 
+class _LogLine(msgspec.Struct):
+    """What is looked at of a line that `core.telemetry` wrote."""
+
+    level: str
+    message: str
+    exception: str = ""
+
+
 class StartFailed(Exception):
     """The platform cannot start. The message says why and what to do."""
 
@@ -125,7 +133,8 @@ class Child:
         return code
 
     def said(self) -> str:
-        """The last lines that this process wrote to its log, each on a line of its own; "" where it wrote nothing."""
+        """The end of what this process wrote to its log but for its daily business, each line on a line of its own; ""
+        where there is nothing of that kind."""
         return "".join(f"\n  {line}" for line in _last_lines(self._log_path, self._log_start))
 
     async def end(self, drain_s: float, force: asyncio.Event) -> None:
@@ -161,16 +170,28 @@ def ended(code: int) -> str:
         return f"was ended by signal {-code}"
 
 
-def _last_lines(log_path: Path, start: int = 0) -> list[str]:
-    """The last few lines of a log, none of those before `start`."""
+def _last_lines(log_path: Path, start: int) -> list[str]:
+    """The last few lines of a log that tell of trouble, none of those before `start`."""
     try:
         with log_path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(start, size - _SHOWN_BYTES))
-            text = file.read(_SHOWN_BYTES)
+            lines = file.read(_SHOWN_BYTES).decode(errors="replace").splitlines()
     except OSError:
         return []
-    return text.decode(errors="replace").splitlines()[-_SHOWN_LINES:]
+    return [told for line in lines for told in _told(line)][-_SHOWN_LINES:]
+
+
+def _told(line: str) -> list[str]:
+    """A log line for a person: nothing where it tells no trouble, message and exception where it does. What is no log
+    line, such as a traceback of the interpreter, is told as it is."""
+    try:
+        entry = msgspec.json.decode(line, type=_LogLine)
+    except msgspec.DecodeError:
+        return [line]
+    if entry.level in ("debug", "info"):
+        return []
+    return [f"{entry.level}: {entry.message}", *entry.exception.splitlines()]
 
 
 def _set_aside(log_path: Path) -> None:
