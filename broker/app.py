@@ -1,17 +1,16 @@
-"""The management side of the broker plane: lists events and explains them. Reads the log's file beside its writer."""
+"""The management side of the broker plane: lists events and explains them. Reads the log beside its writer."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Annotated, Final, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Query, Response
 
 from broker.explain import EventView, Explanation, explain, listed
-from broker.log.query import LogReader, Slice
+from broker.log.query import LogQuery, Slice
 from broker.resources import BROKER, TRIGGER
 from broker.table import TableBuilder, TriggerSpec
 from core.control.reconcile import View
@@ -44,10 +43,9 @@ class _Problem(msgspec.Struct, frozen=True):
     message: str
 
 
-def create_router(*, log_path: Path, view: View) -> APIRouter:
-    """Routes over the log at `log_path`, which may not exist yet. `view` knows the Brokers and Triggers."""
+def create_router(*, reader: LogQuery, view: View) -> APIRouter:
+    """Routes over the log that `reader` reads. `view` knows the Brokers and Triggers."""
     router = APIRouter(prefix="/penstock/v1")
-    reader = LogReader(log_path)
     builder = TableBuilder()
 
     def known_triggers() -> list[TriggerSpec]:

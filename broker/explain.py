@@ -12,7 +12,7 @@ from broker import filters
 from broker.filters import Verdict
 from broker.ledger import Attempt
 from broker.log.port import Position
-from broker.log.query import Delivery, Found, LogReader
+from broker.log.query import Delivery, Found, LogQuery
 from broker.table import TriggerSpec
 from core.clock import rfc3339
 
@@ -124,7 +124,7 @@ def describe(found: Found, deliveries: Sequence[Delivery], pending: Iterable[Tri
     )
 
 
-def listed(reader: LogReader, events: Sequence[Found], triggers: Iterable[TriggerSpec]) -> tuple[EventView, ...]:
+def listed(reader: LogQuery, events: Sequence[Found], triggers: Iterable[TriggerSpec]) -> tuple[EventView, ...]:
     """These events, each as `describe` tells it. Raises Unavailable."""
     deliveries = reader.deliveries([event.seq for event in events])
     positions = reader.positions()
@@ -145,7 +145,7 @@ def listed(reader: LogReader, events: Sequence[Found], triggers: Iterable[Trigge
 
 
 def explain(
-    reader: LogReader,
+    reader: LogQuery,
     event_id: str,
     triggers: Iterable[TriggerSpec],
     obstacles: Mapping[str, str] = MappingProxyType({}),
@@ -157,7 +157,7 @@ def explain(
 
 
 class _Story:
-    def __init__(self, reader: LogReader, triggers: tuple[TriggerSpec, ...], obstacles: Mapping[str, str]) -> None:
+    def __init__(self, reader: LogQuery, triggers: tuple[TriggerSpec, ...], obstacles: Mapping[str, str]) -> None:
         self._reader = reader
         self._triggers = triggers
         self._obstacles = obstacles

@@ -14,7 +14,7 @@ from broker.fanout import Fanout
 from broker.ingress import Ingress
 from broker.ledger import Ledger, OutcomeName
 from broker.log.port import EventLog
-from broker.resources import BROKER, TRIGGER
+from broker.resources import BROKER, DEFAULT_CLASS, TRIGGER, class_of
 from broker.table import Table, TableBuilder, TriggerSpec
 from core.clock import Clock
 from core.control.cache import Follower, Observed
@@ -38,10 +38,11 @@ _DELIVERIES: Final = "penstock_broker_deliveries_total"
 class BrokerNode:
     """All Brokers and Triggers of a store. Its owner opened `log`, and closes it, `client` and `store` after `drain`.
 
-    `ledger` is where attempts are written; the SQLite and the in-memory log are both.
+    `ledger` is where attempts are written; every log is one as well. `classes` are the Brokers' classes that `log`
+    serves; a Broker of another has no ingress here.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the finished collaborators of a whole process
         self,
         *,
         store: ResourceStore,
@@ -51,10 +52,12 @@ class BrokerNode:
         names: Names,
         clock: Clock,
         metrics: Metrics,
+        classes: frozenset[str] = frozenset({DEFAULT_CLASS}),
         rng: random.Random | None = None,
     ) -> None:
         self._log = log
         self._clock = clock
+        self._classes = classes
         self._builder = TableBuilder()
         self._ingress = Ingress(log=log, clock=clock, metrics=metrics)
         self._deliveries = _Deliveries(metrics)
@@ -111,7 +114,8 @@ class BrokerNode:
         return self._fanout.backlog(uid)
 
     def _changed(self, changes: Sequence[Observed]) -> None:
-        table = self._builder.build(self._follower.list(BROKER), self._follower.list(TRIGGER))
+        brokers = (broker for broker in self._follower.list(BROKER) if class_of(broker) in self._classes)
+        table = self._builder.build(brokers, self._follower.list(TRIGGER))
         self._deliveries.forget_others(table)
         self._fanout.swap(table)
         self._ingress.swap(table)

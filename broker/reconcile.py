@@ -13,7 +13,17 @@ from typing import Any, Final
 
 import msgspec
 
-from broker.resources import BROKER, TRIGGER, BrokerShape, DeliveryShape, TriggerShape, dependency_of
+from broker.resources import (
+    BROKER,
+    CLASS_ANNOTATION,
+    DEFAULT_CLASS,
+    TRIGGER,
+    BrokerShape,
+    DeliveryShape,
+    TriggerShape,
+    class_of,
+    dependency_of,
+)
 from core.control.reconcile import Outcome, View
 from core.resources import (
     Condition,
@@ -51,8 +61,15 @@ Related = Mapping[KindRef, Callable[[Resource, View], Iterable[Key]]]
 class BrokerReconciler:
     """Gives a Broker its address and resolves its dead-letter sink."""
 
-    def __init__(self, *, ingress_url: str = INGRESS_URL, addressables: Iterable[KindRef] = ADDRESSABLES) -> None:
+    def __init__(
+        self,
+        *,
+        ingress_url: str = INGRESS_URL,
+        addressables: Iterable[KindRef] = ADDRESSABLES,
+        classes: frozenset[str] = frozenset({DEFAULT_CLASS}),
+    ) -> None:
         self._ingress_url = ingress_url.rstrip("/")
+        self._classes = classes
         self._related: Related = dict.fromkeys(addressables, _brokers_of)
 
     @property
@@ -65,6 +82,8 @@ class BrokerReconciler:
 
     def decide(self, resource: Resource, view: View, now: float) -> Outcome:
         meta = resource.meta
+        if class_of(resource) not in self._classes:
+            return self._not_served(resource, now)
         status: dict[str, Any] = {
             "observedGeneration": meta.generation,
             "address": {"name": "http", "url": f"{self._ingress_url}/{meta.namespace}/{meta.name}"},
@@ -75,6 +94,17 @@ class BrokerReconciler:
         status["conditions"] = merge_conditions(_conditions(resource), found, now)
         # Another Broker may be the sink; nobody tells a Broker of other Brokers, so it looks again by itself.
         return Outcome(status=status, again_in_s=None if sink.status == "True" else LOOK_AGAIN_S)
+
+    def _not_served(self, resource: Resource, now: float) -> Outcome:
+        """A Broker of a class whose log this platform does not have: it has no address, and says why."""
+        served = ", ".join(sorted(self._classes))
+        message = (
+            f"Its class is {class_of(resource)}, and this platform's event log serves {served}. Start the platform "
+            f"with a log that does, or create the Broker anew without the annotation {CLASS_ANNOTATION}."
+        )
+        missing = Condition(type="Addressable", status="False", reason="BrokerClassNotServed", message=message)
+        conditions = merge_conditions(_conditions(resource), summarize("Ready", (missing,)), now)
+        return Outcome(status={"observedGeneration": resource.meta.generation, "conditions": conditions})
 
 
 class TriggerReconciler:
@@ -118,11 +148,13 @@ def reconcilers(
     ingress_url: str = INGRESS_URL,
     addressables: Iterable[KindRef] = ADDRESSABLES,
     dependencies: Iterable[KindRef] = DEPENDENCIES,
+    classes: frozenset[str] = frozenset({DEFAULT_CLASS}),
 ) -> tuple[BrokerReconciler, TriggerReconciler]:
-    """Both reconcilers of this plane. The control loop must know the kinds named."""
+    """Both reconcilers of this plane. The control loop must know the kinds named; `classes` are those of the Brokers
+    that the platform's event log serves."""
     kinds = tuple(addressables)
     return (
-        BrokerReconciler(ingress_url=ingress_url, addressables=kinds),
+        BrokerReconciler(ingress_url=ingress_url, addressables=kinds, classes=classes),
         TriggerReconciler(addressables=kinds, dependencies=dependencies),
     )
 

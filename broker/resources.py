@@ -29,15 +29,18 @@ __all__ = [
     "BROKER",
     "BROKER_LABEL",
     "CLASS_ANNOTATION",
+    "DEFAULT_CLASS",
     "DEFAULT_DELIVERY",
     "DEPENDENCY_ANNOTATION",
     "KINDS",
+    "REDIS_CLASS",
     "TRIGGER",
     "BrokerShape",
     "DeliveryShape",
     "FilterShape",
     "ObjectReference",
     "TriggerShape",
+    "class_of",
     "compile_filter",
     "dependency_of",
 ]
@@ -49,7 +52,8 @@ TRIGGER: Final = KindRef(GROUP, "v1", "Trigger")
 #: Which log a Broker uses. Existing manifests name Knative's own class, which is read as our default.
 CLASS_ANNOTATION: Final = f"{GROUP}/broker.class"
 DEFAULT_CLASS: Final = "Penstock"
-CLASSES: Final = frozenset({DEFAULT_CLASS})
+REDIS_CLASS: Final = "Redis"
+CLASSES: Final = frozenset({DEFAULT_CLASS, REDIS_CLASS})
 READ_AS_DEFAULT: Final = frozenset({"MTChannelBasedBroker"})
 
 #: Put on every Trigger, so that ``kubectl get triggers -l`` finds a Broker's.
@@ -137,6 +141,12 @@ class ObjectReference(msgspec.Struct, frozen=True, kw_only=True, rename="camel")
     api_version: str = ""
     name: str = ""
     namespace: str = ""
+
+
+def class_of(resource: Resource) -> str:
+    """Which log a stored Broker asks for."""
+    name = resource.meta.annotations.get(CLASS_ANNOTATION) or DEFAULT_CLASS
+    return DEFAULT_CLASS if name in READ_AS_DEFAULT else name
 
 
 def compile_filter(shape: TriggerShape) -> filters.Filter:

@@ -1,7 +1,8 @@
 """Servers that tests need.
 
-A test says so by ``@pytest.mark.service("redis")``; with ``own=True`` it starts one itself, to stop and kill it. Where the server cannot be had, the test is left out and the run
-ends with a line that says how to get it, or fails where $PENSTOCK_REQUIRE_SERVICES names it.
+A test says so by ``@pytest.mark.service("redis")``; with ``own=True`` it starts one itself, to stop and kill it. Where
+the server cannot be had, the test is left out and the run ends with a line that says how to get it, or fails where
+$PENSTOCK_REQUIRE_SERVICES names it.
 """
 
 import os

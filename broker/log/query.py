@@ -1,4 +1,4 @@
-"""Reads the SQLite event log for people: what arrived, and what became of it. For any process, beside the writer."""
+"""Reads event logs for people: what arrived, and what became of it. Here what is asked, and SQLite's answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -15,7 +15,7 @@ from broker.log import schema
 from broker.log.port import Position, Record
 from core.errors import Corrupt, Unavailable
 
-__all__ = ["Delivery", "Found", "LogReader", "Slice"]
+__all__ = ["MAX_SCANNED", "Delivery", "Found", "LogQuery", "LogReader", "Slice", "wanted_brokers"]
 
 #: Rows looked at for one answer where a filter on the type leaves most of them out.
 MAX_SCANNED: Final = 20_000
@@ -48,8 +48,53 @@ class Slice(msgspec.Struct, frozen=True):
     next: int
 
 
+class LogQuery(Protocol):
+    """What is asked of a log for people, whatever keeps it. Each adapter has a reader that any process may use beside
+    the log's own processes; each call blocks, and raises Unavailable where the log cannot be read."""
+
+    def newest(
+        self,
+        limit: int,
+        *,
+        namespace: str | None = None,
+        broker: str | None = None,
+        type: str | None = None,  # noqa: A002 - the attribute's name
+    ) -> Slice:
+        """The last `limit` events that match."""
+        ...
+
+    def after(
+        self,
+        seq: int,
+        limit: int,
+        *,
+        namespace: str | None = None,
+        broker: str | None = None,
+        type: str | None = None,  # noqa: A002 - the attribute's name
+    ) -> Slice:
+        """The first `limit` events after a position that match."""
+        ...
+
+    def by_id(self, event_id: str) -> tuple[Found, ...]:
+        """Every event of that id: an id is unique only together with its source, and an event can be sent twice."""
+        ...
+
+    def replies(self, seq: int) -> tuple[Found, ...]:
+        """The events that subscribers answered this one with."""
+        ...
+
+    def deliveries(self, seqs: Sequence[int]) -> dict[int, tuple[Delivery, ...]]:
+        """What became of these events, by position."""
+        ...
+
+    def positions(self) -> dict[str, Position]:
+        """How far each subscription is, by uid, as it was last kept."""
+        ...
+
+
 class LogReader:
-    """The log in the file at `path`, which need not exist yet: then it is empty. Each call is one consistent reading.
+    """The log in the SQLite file at `path`, which need not exist yet: then it is empty. Each call is one consistent
+    reading.
 
     All methods raise Unavailable where the file cannot be read.
     """
@@ -66,7 +111,7 @@ class LogReader:
         type: str | None = None,  # noqa: A002 - the attribute's name
     ) -> Slice:
         """The last `limit` events that match."""
-        return self._slice("ORDER BY seq DESC", (), limit, _wanted(namespace, broker), type)
+        return self._slice("ORDER BY seq DESC", (), limit, wanted_brokers(namespace, broker), type)
 
     def after(
         self,
@@ -78,7 +123,7 @@ class LogReader:
         type: str | None = None,  # noqa: A002 - the attribute's name
     ) -> Slice:
         """The first `limit` events after a position that match."""
-        return self._slice("ORDER BY seq", (seq,), limit, _wanted(namespace, broker), type)
+        return self._slice("ORDER BY seq", (seq,), limit, wanted_brokers(namespace, broker), type)
 
     def by_id(self, event_id: str) -> tuple[Found, ...]:
         """Every event of that id: an id is unique only together with its source, and an event can be sent twice."""
@@ -187,7 +232,7 @@ def _rows(connection: sqlite3.Connection, sql: str, values: tuple[int, ...]) -> 
         yield Found(row[0], name, row[1] / 1e6, len(row[7]), record)
 
 
-def _wanted(namespace: str | None, broker: str | None) -> Callable[[str], bool] | None:
+def wanted_brokers(namespace: str | None, broker: str | None) -> Callable[[str], bool] | None:
     """Which Brokers are asked for; None for all."""
     if namespace is None and broker is None:
         return None

@@ -27,7 +27,7 @@ from penstock.places import (
 )
 
 if TYPE_CHECKING:
-    from penstock.standalone.supervisor import Ports, Supervisor
+    from penstock.standalone.supervisor import Supervisor
 
 __all__ = ["up"]
 
@@ -35,7 +35,7 @@ __all__ = ["up"]
 MAX_DRAIN_S: Final = 600.0
 
 
-@click.command()
+@click.command(short_help="Start the platform here, until Ctrl-C.")
 @click.option(
     "--apply",
     "files",
@@ -73,6 +73,22 @@ MAX_DRAIN_S: Final = 600.0
     show_default=True,
     help="Seconds that what is under way may take at the end.",
 )
+@click.option(
+    "--broker-log",
+    "kind",
+    type=click.Choice(["sqlite", "redis"]),
+    default="sqlite",
+    show_default=True,
+    envvar="PENSTOCK_BROKER_LOG",
+    help="What keeps the Brokers' events: a file in the data directory, or a Redis.",
+)
+@click.option(
+    "--redis-url",
+    default="redis://127.0.0.1:6379/0",
+    show_default=True,
+    envvar="PENSTOCK_REDIS_URL",
+    help="The Redis of --broker-log redis (rediss:// for TLS).",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Do not show events as they happen.")
 def up(
     files: tuple[str, ...],
@@ -84,6 +100,8 @@ def up(
     api_port: int,
     admin_port: int,
     drain_s: float,
+    kind: str,
+    redis_url: str,
     quiet: bool,
 ) -> None:
     """Start the platform here; Ctrl-C drains and stops everything, a second Ctrl-C does not wait for the drain.
@@ -94,25 +112,31 @@ def up(
     Examples:
       penstock up
       penstock up --apply examples/pictures/manifests
+      penstock up --broker-log redis --redis-url redis://127.0.0.1:6379/0
       penstock up --data-dir /tmp/other --gateway-port 0 --broker-port 0 --api-port 0 --admin-port 0
     """
     began_s = time.monotonic()
     import uvloop  # noqa: PLC0415 - every other command does without the event loop
 
-    from penstock.standalone.supervisor import Ports  # noqa: PLC0415 - as above
+    from penstock.standalone.settings import BrokerLog  # noqa: PLC0415 - as above
+    from penstock.standalone.supervisor import Ports, Supervisor  # noqa: PLC0415 - as above
 
     ports = Ports(host=host, gateway=gateway_port, broker=broker_port, api=api_port, admin=admin_port)
-    code = uvloop.run(_run(ports, data.resolve(), root.resolve(), drain_s, files, quiet=quiet, began_s=began_s))
+    supervisor = Supervisor(
+        data=data.resolve(),
+        root=root.resolve(),
+        ports=ports,
+        drain_s=drain_s,
+        broker_log=BrokerLog(kind=kind, redis_url=redis_url),
+        on_trouble=_say_trouble,
+    )
+    code = uvloop.run(_run(supervisor, data.resolve(), files, quiet=quiet, began_s=began_s))
     sys.exit(code)
 
 
-async def _run(
-    ports: Ports, data: Path, root: Path, drain_s: float, files: tuple[str, ...], *, quiet: bool, began_s: float
-) -> int:
+async def _run(supervisor: Supervisor, data: Path, files: tuple[str, ...], *, quiet: bool, began_s: float) -> int:
     from penstock.standalone.child import StartFailed  # noqa: PLC0415 - see `up`
-    from penstock.standalone.supervisor import Supervisor  # noqa: PLC0415 - see `up`
 
-    supervisor = Supervisor(data=data, root=root, ports=ports, drain_s=drain_s, on_trouble=_say_trouble)
     stop = _stop_on_signals(supervisor)
     try:
         if not await _unless(stop, supervisor.start()):

@@ -1,12 +1,10 @@
-"""The broker process: takes events, stores them, delivers them. The only writer of the event log."""
+"""The broker process: takes events, stores them, delivers them. The only writer of the log in the data directory."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 
-from broker.log.sqlite import SqliteLog
 from broker.node import BrokerNode
 from broker.resources import KINDS as BROKER_KINDS
 from core.clock import SystemClock
@@ -15,6 +13,7 @@ from core.net.client import Client
 from core.net.names import Names
 from core.net.server import HttpServer
 from core.telemetry import Metrics
+from penstock.standalone.eventlog import classes, make_log
 from penstock.standalone.process import Ending, run_process
 from penstock.standalone.settings import Settings
 
@@ -26,7 +25,7 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
     """The ingress, serving, and the dispatchers; on leaving, drained and closed in the reverse order of starting."""
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        log = SqliteLog(Path(settings.data) / "broker" / "log.db")
+        log = make_log(settings)
         await log.open()
         stack.push_async_callback(log.close)
         client = Client()
@@ -39,6 +38,7 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
             names=Names(gateway=settings.gateway.address, broker=settings.broker.address),
             clock=SystemClock(),
             metrics=metrics,
+            classes=classes(settings),
         )
         await node.start()
         stack.push_async_callback(lambda: node.drain(ending.drain_s))

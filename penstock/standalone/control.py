@@ -22,6 +22,7 @@ from core.telemetry import Metrics
 from penstock.apiserver.app import create_app
 from penstock.apiserver.listener import serving
 from penstock.kinds import registry
+from penstock.standalone.eventlog import classes, make_reader
 from penstock.standalone.process import Ending, run_process
 from penstock.standalone.settings import Settings
 from serving.app import create_router as serving_router
@@ -57,7 +58,11 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
         stack.push_async_callback(_close, instances, ending)
         loop = ControlLoop(
             store,
-            (*broker_reconcilers(), *source_reconcilers(), *serving_reconcilers(url_suffix=settings.url_suffix)),
+            (
+                *broker_reconcilers(classes=classes(settings)),
+                *source_reconcilers(),
+                *serving_reconcilers(url_suffix=settings.url_suffix),
+            ),
             clock,
             also_follow=(kind.ref for kind in kinds),
             metrics=metrics,
@@ -86,7 +91,7 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
             root=root,
         )
         routers = (
-            broker_router(log_path=data / "broker" / "log.db", view=loop.follower),
+            broker_router(reader=make_reader(settings), view=loop.follower),
             serving_router(autoscaler=autoscaler, instances=instances),
         )
         app = create_app(store=store, registry=kinds, clock=clock, metrics=metrics, extra_routers=routers)

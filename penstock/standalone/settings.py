@@ -15,7 +15,7 @@ import msgspec
 
 from core.net.types import Address
 
-__all__ = ["READY", "VARIABLE", "Listener", "Settings", "bind", "read_settings"]
+__all__ = ["READY", "VARIABLE", "BrokerLog", "Listener", "Settings", "bind", "read_settings"]
 
 VARIABLE: Final = "PENSTOCK_PROCESS"
 #: What a process writes to `Settings.ready_fd` once it serves. Anything else is the reason why it cannot.
@@ -38,6 +38,13 @@ class Listener(msgspec.Struct, frozen=True):
         return sock
 
 
+class BrokerLog(msgspec.Struct, frozen=True, kw_only=True):
+    """What keeps the Brokers' events: ``sqlite`` in the data directory, or ``redis`` at `redis_url`."""
+
+    kind: str = "sqlite"
+    redis_url: str = ""
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """One process's settings. It writes READY to `ready_fd` once it serves; `life_fd` ends when the supervisor dies."""
 
@@ -51,6 +58,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ready_fd: int
     life_fd: int
     drain_s: float = 10.0
+    broker_log: BrokerLog = BrokerLog()
     log_level: str = "INFO"
 
     @property

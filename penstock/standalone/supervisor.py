@@ -20,7 +20,7 @@ import msgspec
 from core.net.types import Address
 from penstock.places import DEFAULT_ADMIN_PORT, DEFAULT_API_PORT, DEFAULT_BROKER_PORT, DEFAULT_GATEWAY_PORT
 from penstock.standalone.child import Child, StartFailed, ended
-from penstock.standalone.settings import Listener, Settings, bind
+from penstock.standalone.settings import BrokerLog, Listener, Settings, bind
 
 __all__ = ["PROCESSES", "Ports", "Supervisor"]
 
@@ -63,12 +63,14 @@ class Supervisor:
         root: Path,
         ports: Ports,
         drain_s: float,
+        broker_log: BrokerLog | None = None,
         on_trouble: Callable[[str], None] = lambda said: None,
     ) -> None:
         self._data = data
         self._root = root
         self._ports = ports
         self._drain_s = drain_s
+        self._broker_log = broker_log or BrokerLog()
         self._on_trouble = on_trouble
         self._sockets: dict[str, socket.socket] = {}
         self._children: dict[str, Child] = {}
@@ -144,6 +146,7 @@ class Supervisor:
             ready_fd=-1,
             life_fd=-1,
             drain_s=self._drain_s,
+            broker_log=self._broker_log,
             api=listeners["api"],
             broker=listeners["broker"],
             gateway=listeners["gateway"],

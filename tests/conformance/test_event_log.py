@@ -11,9 +11,11 @@ import pytest
 from broker.ledger import Attempt
 from broker.log.memory import MemoryLog
 from broker.log.port import EventLog, LogFull, Retention
+from broker.log.query import LogReader
 from broker.log.sqlite import SqliteLog
 from core.errors import Unavailable
 from tests.conformance.event_log import BROKER, DurableLogSuite, EventLogSuite, append, entry, ids, read
+from tests.conformance.log_query import LogQuerySuite
 
 
 class TestMemoryLog(EventLogSuite):
@@ -140,6 +142,16 @@ class TestSqliteLog(EventLogSuite, DurableLogSuite):
         subscription.ack(5)
         async with asyncio.timeout(10):
             await _until(lambda: _rows(opened.path) == (1, 5))
+
+
+class TestSqliteReader(LogQuerySuite):
+    @pytest.fixture
+    def log(self, opened: _Opened) -> SqliteLog:
+        return opened.log
+
+    @pytest.fixture
+    def reader(self, opened: _Opened) -> LogReader:
+        return LogReader(opened.path)
 
 
 async def _until(holds: Callable[[], bool]) -> None:

@@ -14,6 +14,7 @@ from broker.log.port import EventLog, LogFull, Position, Record, Retention
 from broker.log.redis.connection import Connection
 from broker.log.redis.layout import Keys
 from broker.log.redis.log import RedisLog
+from broker.log.redis.query import RedisReader
 from core.errors import Unavailable
 from tests.conformance.event_log import (
     BROKER,
@@ -26,6 +27,7 @@ from tests.conformance.event_log import (
     ids,
     read,
 )
+from tests.conformance.log_query import LogQuerySuite
 from tests.support.services import RedisServer
 
 pytestmark = pytest.mark.service("redis")
@@ -137,6 +139,18 @@ class TestRedisLog(EventLogSuite, DurableLogSuite):
         await logs.redis.run("SET", logs.keys.format, "99")
         with pytest.raises(Unavailable, match="format b'99'"):
             await logs.open()
+
+
+class TestRedisReader(LogQuerySuite):
+    @pytest.fixture
+    async def log(self, logs: Logs) -> RedisLog:
+        return await logs.open()
+
+    @pytest.fixture
+    def reader(self, logs: Logs) -> Iterator[RedisReader]:
+        reader = RedisReader(logs.url, name=logs.name)
+        yield reader
+        reader.close()
 
 
 class TestSharing:

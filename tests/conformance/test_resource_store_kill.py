@@ -89,7 +89,7 @@ async def _check(path: Path, since: int, told: list[dict], before: dict[str, dic
 
 def test_every_write_that_returned_survives_kill_9(tmp_path: Path):
     seed = random.SystemRandom().randrange(2**32)
-    print(f"seed {seed}")  # noqa: T201 - shown by pytest when the test fails, to run it again
+    print(f"seed {seed}")
     rng = random.Random(seed)
     path = tmp_path / "store.db"
     SqliteStore(path).close()

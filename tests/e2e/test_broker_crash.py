@@ -6,6 +6,9 @@ import random
 import signal
 import socket
 import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -58,8 +61,9 @@ class Subscriber:
 class Broker:
     """The broker process under test, started again on the same log and port after each kill."""
 
-    def __init__(self, path: Path, port: int, urls: list[str]) -> None:
-        self._command = [sys.executable, "-m", "tests.support.broker_process", str(path), str(port), *urls]
+    def __init__(self, log: str, port: int, urls: list[str]) -> None:
+        self.port = port
+        self._command = [sys.executable, "-m", "tests.support.broker_process", log, str(port), *urls]
 
     async def start(self) -> None:
         self.process = await asyncio.create_subprocess_exec(*self._command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
@@ -92,44 +96,112 @@ async def send_events(client: Client, port: int, name: str, accepted: set[str], 
             accepted.add(event_id)
 
 
-async def test_every_event_answered_202_is_delivered_though_the_broker_is_killed_again_and_again(tmp_path: Path):
+class World:
+    """The subscribers, a client, and the account of what was accepted."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.subscriber = Subscriber(rng)
+        self.accepted: set[str] = set()
+        self._server, self._client = HttpServer(self.subscriber.handle), Client()
+
+    async def __aenter__(self) -> "World":
+        await self._server.start(_bound())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.close()
+        await self._server.drain(1)
+
+    def broker(self, log: str) -> Broker:
+        with _bound() as reserved:
+            port = reserved.getsockname()[1]
+        base = f"http://127.0.0.1:{self._server.address[1]}"
+        return Broker(log, port, [f"{base}{path}" for path in self.subscriber.got])
+
+    @asynccontextmanager
+    async def sending(self, ports: list[int]) -> AsyncIterator[None]:
+        """Events flow to the brokers at these ports until leaving."""
+        stop = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            for n in range(SENDERS):
+                port = ports[n % len(ports)]
+                tasks.create_task(send_events(self._client, port, f"s{n}", self.accepted, stop))
+            try:
+                yield
+            finally:
+                stop.set()
+
+    async def all_delivered(self) -> None:
+        """Every accepted event and the reply to it came to every subscriber."""
+        got, accepted = self.subscriber.got, self.accepted
+        wanted = accepted | {f"reply-{event_id}" for event_id in accepted}
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                while not all(wanted <= seen for seen in got.values()):
+                    self.subscriber.changed.clear()
+                    await self.subscriber.changed.wait()
+        finally:
+            missing = {path: len(wanted - seen) for path, seen in got.items()}
+            seen = sum(len(seen) for seen in got.values())
+            again = self.subscriber.deliveries - seen
+            print(f"accepted {len(accepted)}, delivered {seen}, delivered again {again}, missing {missing}")
+        assert accepted
+
+
+@pytest.fixture
+def shared_log(redis_url: str) -> Callable[[str], str]:
+    """A log in Redis, as a broker process of this owner is told it."""
+    name = f"penstock-test-crash-{os.getpid()}-{time.monotonic_ns()}"
+    return lambda owner: f"{redis_url}#{name}?{owner}"
+
+
+@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.service("redis"))])
+def log(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+    """Each log in turn, as a broker process of this owner is told it."""
+    if request.param == "sqlite":
+        return lambda owner: str(tmp_path / "log.db")
+    shared: Callable[[str], str] = request.getfixturevalue("shared_log")
+    return shared
+
+
+async def test_every_event_answered_202_is_delivered_though_the_broker_is_killed_again_and_again(
+    log: Callable[[str], str],
+):
+    rng = seeded()
+    async with World(rng) as world:
+        broker = world.broker(log("first"))
+        await broker.start()
+        async with world.sending([broker.port]):
+            for _ in range(KILLS):
+                await asyncio.sleep(rng.uniform(0.1, 0.6))
+                assert await broker.end(signal.SIGKILL) == -signal.SIGKILL
+                await broker.start()
+            await asyncio.sleep(0.2)
+        await world.all_delivered()
+        assert await broker.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.service("redis")
+async def test_two_brokers_share_a_log_and_the_one_goes_on_with_the_others_triggers_when_it_is_killed(
+    shared_log: Callable[[str], str],
+):
+    rng = seeded()
+    async with World(rng) as world:
+        brokers = [world.broker(shared_log(owner)) for owner in ("first", "second")]
+        for broker in brokers:
+            await broker.start()
+        async with world.sending([broker.port for broker in brokers]):
+            await asyncio.sleep(rng.uniform(0.3, 0.6))
+            assert await brokers[0].end(signal.SIGKILL) == -signal.SIGKILL
+            await asyncio.sleep(0.3)
+        await world.all_delivered()
+        assert await brokers[1].end(signal.SIGTERM) == 0
+
+
+def seeded() -> random.Random:
     seed = int(os.environ.get("PENSTOCK_TEST_SEED", random.SystemRandom().randrange(10**6)))
     print(f"PENSTOCK_TEST_SEED={seed}")
-    rng = random.Random(seed)
-    subscriber = Subscriber(rng)
-    server, client = HttpServer(subscriber.handle), Client()
-    await server.start(_bound())
-    with _bound() as reserved:
-        port = reserved.getsockname()[1]
-    base = f"http://127.0.0.1:{server.address[1]}"
-    broker = Broker(tmp_path / "log.db", port, [f"{base}{path}" for path in subscriber.got])
-    accepted: set[str] = set()
-    stop = asyncio.Event()
-    async with asyncio.TaskGroup() as tasks:
-        await broker.start()
-        for n in range(SENDERS):
-            tasks.create_task(send_events(client, port, f"s{n}", accepted, stop))
-        for _ in range(KILLS):
-            await asyncio.sleep(rng.uniform(0.1, 0.6))
-            assert await broker.end(signal.SIGKILL) == -signal.SIGKILL
-            await broker.start()
-        await asyncio.sleep(0.2)
-        stop.set()
-    wanted = accepted | {f"reply-{event_id}" for event_id in accepted}
-    try:
-        async with asyncio.timeout(DEADLINE_S):
-            while not all(wanted <= got for got in subscriber.got.values()):
-                subscriber.changed.clear()
-                await subscriber.changed.wait()
-    finally:
-        missing = {path: len(wanted - got) for path, got in subscriber.got.items()}
-        seen = sum(len(got) for got in subscriber.got.values())
-        again = subscriber.deliveries - seen
-        print(f"accepted {len(accepted)}, delivered {seen}, delivered again {again}, missing {missing}")
-    assert accepted
-    assert await broker.end(signal.SIGTERM) == 0
-    await client.close()
-    await server.drain(1)
+    return random.Random(seed)
 
 
 def _bound() -> socket.socket:

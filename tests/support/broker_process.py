@@ -1,7 +1,8 @@
 """A small broker process for tests and measurements: one Broker, its Triggers, a real log, a real listener.
 
-``python -m tests.support.broker_process <log.db> <port> <subscriber URL>...``: one Trigger for each URL, of uid
-``trigger-<n>``, which takes everything. Prints "ready <port>" once it takes events; drains on SIGTERM.
+``python -m tests.support.broker_process <log> <port> <subscriber URL>...``: one Trigger for each URL, of uid
+``trigger-<n>``, which takes everything. The log is a file's path, or ``<redis URL>#<name>?<owner>``. Prints
+"ready <port>" once it takes events; drains on SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import uvloop
 
+from broker.log.redis.log import RedisLog
 from broker.log.sqlite import SqliteLog
 from broker.node import BrokerNode
 from broker.resources import BROKER, TRIGGER
@@ -51,8 +53,16 @@ class FixedStore(MemoryStore):
         return Listing(tuple(r for r in self._fixed if r.ref == kind), (await super().list(kind, namespace)).version)
 
 
-async def main(path: Path, port: int, uris: list[str]) -> None:
-    log = SqliteLog(path)
+def make_log(where: str) -> SqliteLog | RedisLog:
+    if not where.startswith("redis"):
+        return SqliteLog(Path(where))
+    url, _, names = where.partition("#")
+    name, _, owner = names.partition("?")
+    return RedisLog(url, name=name, owner=owner)
+
+
+async def main(where: str, port: int, uris: list[str]) -> None:
+    log = make_log(where)
     await log.open()
     client = Client()
     delivery = {"retry": 100, "backoffPolicy": "linear", "backoffDelay": "PT0.05S"}
@@ -86,4 +96,4 @@ async def main(path: Path, port: int, uris: list[str]) -> None:
 if __name__ == "__main__":
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))
+        runner.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))

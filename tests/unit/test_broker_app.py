@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from broker.app import create_router
 from broker.ledger import Attempt
+from broker.log.query import LogReader
 from broker.log.sqlite import SqliteLog
 from core.resources import Key, KindRef, Resource
 from tests.conformance.event_log import BROKER, OTHER, append, entry
@@ -51,7 +52,7 @@ async def get(tmp_path: Path, path: str, query: str = "", *resources: Resource) 
     """Status and JSON of one GET to an application that holds nothing but the router."""
     app = FastAPI()
     view = Held(broker(), *(resources or TRIGGERS))
-    app.include_router(create_router(log_path=tmp_path / "log.db", view=view))
+    app.include_router(create_router(reader=LogReader(tmp_path / "log.db"), view=view))
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:

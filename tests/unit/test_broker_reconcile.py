@@ -5,7 +5,7 @@ import json
 import pytest
 
 from broker.reconcile import BrokerReconciler, TriggerReconciler
-from broker.resources import BROKER, DEPENDENCY_ANNOTATION, TRIGGER
+from broker.resources import BROKER, CLASS_ANNOTATION, DEPENDENCY_ANNOTATION, TRIGGER
 from core.resources import Key, KindRef, ObjectMeta, Resource
 
 SERVICE = KindRef("serving.knative.dev", "v1", "Service")
@@ -179,3 +179,12 @@ def test_a_dependency_that_cannot_be_read_is_told():
     )
     found = conditions(TriggerReconciler().decide(trigger, Held(FINE), 0))
     assert found["DependencyReady"] == ("False", "ReferenceError")
+
+
+def test_a_broker_of_a_class_whose_log_is_not_there_has_no_address_and_says_why():
+    redis = make(BROKER, "b", {}, **{CLASS_ANNOTATION: "Redis"})
+    outcome = BrokerReconciler().decide(redis, Held(), 0)
+    assert "address" not in outcome.status
+    assert conditions(outcome)["Ready"] == ("False", "BrokerClassNotServed")
+    served = BrokerReconciler(classes=frozenset({"Penstock", "Redis"})).decide(redis, Held(), 0)
+    assert conditions(served)["Ready"] == ("True", "")

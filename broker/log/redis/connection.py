@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -15,7 +16,16 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from broker.log.port import LogFull
 from core.errors import Unavailable
 
-__all__ = ["COMMAND_TIMEOUT_S", "CONNECTION_ERRORS", "Connection", "Word", "ended", "shown", "unavailable"]
+__all__ = [
+    "COMMAND_TIMEOUT_S",
+    "CONNECTION_ERRORS",
+    "Connection",
+    "Word",
+    "ended",
+    "shown",
+    "unavailable",
+    "version_of",
+]
 
 #: An answer takes a disk's sync and less than a second on a busy machine; a server that is silent for longer is away.
 COMMAND_TIMEOUT_S: Final = 5.0
@@ -86,7 +96,13 @@ def unavailable(error: BaseException) -> Unavailable:
         return error
     if isinstance(error, OutOfMemoryError):
         return LogFull("The event log is full: Redis has all the memory that it may use (maxmemory).")
-    return Unavailable(f"The event log cannot be used now: {error}.")
+    return Unavailable(f"The event log cannot be used now: {str(error).rstrip('.')}.")
+
+
+def version_of(info: bytes) -> int:
+    """The server's major version, from its answer to INFO; 0 where it does not say."""
+    found = re.search(rb"^redis_version:(\d+)", info, re.MULTILINE)
+    return int(found[1]) if found is not None else 0
 
 
 def shown(url: str) -> str:

@@ -42,6 +42,7 @@ __all__ = [
     "FORMAT",
     "Keys",
     "Kept",
+    "arrival_of",
     "decode_attempt",
     "decode_kept",
     "decode_record",
@@ -178,6 +179,11 @@ def decode_record(seq: int, broker: str, stored: bytes) -> Record:
     except (ValueError, IndexError, struct.error, InvalidInput) as error:
         raise Corrupt(f"The event at position {seq} is not what was written: {error}.") from error
     return Record(seq, Entry(broker, attributes, head, stored[data_at:], at / 1_000_000, ttl, cause or None, via))
+
+
+def arrival_of(stored: bytes) -> float:
+    """When the event arrived, as far as bytes that are not what was written tell; 0 where they do not."""
+    return int(_FIXED.unpack_from(stored)[2]) / 1_000_000 if len(stored) >= _FIXED.size else 0.0
 
 
 def encode_attempt(attempt: Attempt) -> bytes:

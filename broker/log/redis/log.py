@@ -32,7 +32,15 @@ from broker.log.port import (
 )
 from broker.log.redis import reading
 from broker.log.redis.batch import MAX_PENDING_NOTES, Batch, append_command, other_commands
-from broker.log.redis.connection import COMMAND_TIMEOUT_S, CONNECTION_ERRORS, Connection, ended, shown, unavailable
+from broker.log.redis.connection import (
+    COMMAND_TIMEOUT_S,
+    CONNECTION_ERRORS,
+    Connection,
+    ended,
+    shown,
+    unavailable,
+    version_of,
+)
 from broker.log.redis.layout import FORMAT, Keys, decode_kept, seq_of, stream_id
 from broker.log.redis.leases import Leases
 from broker.log.redis.retention import sweep
@@ -51,6 +59,8 @@ FLUSH_INTERVAL_S: Final = 0.02
 #: After a failure, before what can be kept is tried again by itself; doubled each time up to the cap.
 RETRY_FIRST_S: Final = 0.1
 RETRY_CAP_S: Final = 5.0
+#: Whose scripts may say that they run without free memory.
+OLDEST_REDIS: Final = 7
 #: Events of one script: Redis serves nobody else meanwhile.
 BATCH_EVENTS: Final = 2048
 BATCH_BYTES: Final = 8 * 1024 * 1024
@@ -103,7 +113,7 @@ class RedisLog:
         except CONNECTION_ERRORS as error:
             await self._disconnect()
             raise Unavailable(
-                f"The event log's Redis at {shown(self._url)} cannot be used: {error}. "
+                f"The event log's Redis at {shown(self._url)} cannot be used: {str(error).rstrip('.')}. "
                 "Start one (Debian: apt-get install redis-server), or name another with --redis-url."
             ) from error
         except BaseException:
@@ -143,12 +153,15 @@ class RedisLog:
     async def _load(self) -> None:
         keys = self._keys
         commands = (
+            ("INFO", "server"),
             ("SET", keys.format, FORMAT, "NX"),
             ("GET", keys.format),
             ("GET", keys.seq),
             ("HGETALL", keys.positions),
         )
-        _, held, seq, positions = _checked(await self._redis.run_all(commands))
+        info, _, held, seq, positions = _checked(await self._redis.run_all(commands))
+        if (version := version_of(info)) < OLDEST_REDIS:
+            raise Unavailable(f"The Redis at {shown(self._url)} has version {version}; the event log needs 7 or later.")
         if held != FORMAT:
             raise Unavailable(
                 f"The event log {keys.prefix} in Redis has format {held!r}; this version reads {FORMAT!r}. Remove it."

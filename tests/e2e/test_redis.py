@@ -1,0 +1,93 @@
+"""The platform with its events in Redis: the pictures example unchanged, and what people are told."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from examples.pictures.demo import HERE, Buckets, check_results
+from examples.pictures.make_pictures import make_pictures
+from penstock.testing import Platform, wait_until
+from tests.support.services import RedisServer
+
+pytestmark = pytest.mark.e2e
+
+CLASSED = """
+apiVersion: eventing.knative.dev/v1
+kind: Broker
+metadata:
+  name: classed
+  annotations: {eventing.knative.dev/broker.class: Redis}
+"""
+
+
+def with_redis(root: Path, url: str) -> Platform:
+    return Platform.start(data=root / "data", root=root, arguments=("--broker-log", "redis", "--redis-url", url))
+
+
+@pytest.mark.service("redis")
+def test_the_pictures_example_runs_unchanged_and_is_explained_though_the_broker_is_killed(
+    tmp_path: Path, redis_url: str
+):
+    buckets = Buckets.make(tmp_path)
+    with with_redis(tmp_path, redis_url) as platform:
+        platform.penstock("apply", "-f", str(HERE / "manifests"))
+        pictures = make_pictures(buckets.uploads, 8, seed=5)
+        wait_until(buckets.audited, what="an event is audited")
+        before = platform.pids()["broker"]
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda: platform.pids().get("broker", before) != before, what="the broker is restarted")
+        wait_until(lambda: buckets.is_complete(pictures), what="every upload judged, every approved one made smaller")
+        check_results(buckets, pictures)
+        listed = [json.loads(line) for line in platform.penstock("events", "-o", "json").stdout.splitlines()]
+        assert not (tmp_path / "data" / "broker" / "log.db").exists()
+        uploaded = next(event for event in listed if event.get("subject") == pictures[0].key)
+        said = platform.penstock("explain", uploaded["id"]).stdout
+        assert "scan" in said
+        assert "delivered" in said
+
+
+@pytest.mark.service("redis", own=True)
+def test_redis_may_be_killed_and_come_back_while_pictures_flow(tmp_path: Path):
+    server = RedisServer(tmp_path / "redis")
+    server.start()
+    buckets = Buckets.make(tmp_path)
+    try:
+        with with_redis(tmp_path, server.url) as platform:
+            platform.penstock("apply", "-f", str(HERE / "manifests"))
+            pictures = make_pictures(buckets.uploads, 8, seed=6)
+            wait_until(buckets.audited, what="an event is audited")
+            server.kill()
+            late = make_pictures(buckets.uploads, 4, seed=7)
+            server.start()
+            names = {picture.key: picture for picture in (*pictures, *late)}
+            everything = list(names.values())
+            wait_until(lambda: buckets.is_complete(everything), what="every upload is judged")
+    finally:
+        server.kill()
+
+
+@pytest.mark.service("redis")
+def test_a_broker_that_asks_for_redis_is_ready_where_the_platform_has_it_and_says_why_not_elsewhere(
+    tmp_path: Path, redis_url: str, platform: Platform
+):
+    platform.penstock("apply", "-f", "-", text=CLASSED)
+    ready = wait_until(lambda: conditions(platform).get("Ready"), what="the Broker is judged")
+    assert ready["status"] == "False"
+    assert ready["reason"] == "BrokerClassNotServed"
+    assert "Redis" in ready["message"]
+    with with_redis(tmp_path / "other", redis_url) as other:
+        other.penstock("apply", "-f", "-", text=CLASSED)
+        wait_until(lambda: other.is_ready("broker", "classed"), what="the Broker is ready")
+
+
+def test_a_platform_without_its_redis_says_what_to_do(tmp_path: Path):
+    with pytest.raises(RuntimeError, match=r"cannot be used: .*apt-get install redis-server.*--redis-url"):
+        with_redis(tmp_path, "redis://127.0.0.1:1/0")
+
+
+def conditions(platform: Platform) -> dict[str, dict[str, str]]:
+    found = platform.get("broker", "classed").get("status", {}).get("conditions", [])
+    return {condition["type"]: condition for condition in found}
