@@ -81,7 +81,8 @@ def decide(outcome: Outcome, attempt: int, policy: Policy, now: float, jitter: f
     status = outcome.status
     if 200 <= status < 300 and outcome.error is None:
         return DONE
-    said = outcome.error or f"the subscriber answered {status}"
+    # An error is a sentence of its own; here it ends one.
+    said = (outcome.error or f"the subscriber answered {status}").removesuffix(".")
     if not _retriable(outcome):
         return DeadLetter(f"Not retried: {said}.")
     if attempt > policy.retries:

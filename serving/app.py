@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Annotated, Final
 
@@ -25,6 +25,9 @@ MAX_LOG_REVISIONS: Final = 20
 
 #: Lines that wait for a slow reader, per request. The followers pause when it is full.
 MAX_WAITING_LINES: Final = 1000
+
+#: How often followed logs are joined by those of Revisions that were made since.
+LOOK_INTERVAL_S: Final = 0.5
 
 _decode_report = msgspec.json.Decoder(DemandReport).decode
 
@@ -54,14 +57,19 @@ def create_router(*, autoscaler: Autoscaler, instances: Instances) -> APIRouter:
         follow: bool = False,
         tail: Annotated[int | None, Query(ge=0)] = None,
     ) -> StreamingResponse:
-        names = autoscaler.revisions(namespace, service)
-        if revision is not None:
-            names = [name for name in names if name == revision]
+        def present() -> list[str]:
+            names = autoscaler.revisions(namespace, service)
+            return [name for name in names if revision in (None, name)][-MAX_LOG_REVISIONS:]
+
+        names = present()
         if not names:
             wanted = f' "{revision}"' if revision else ""
             raise HTTPException(404, f'There is no Revision{wanted} of the Service "{namespace}/{service}".')
-        streams = [instances.log(namespace, name, tail=tail, follow=follow) for name in names[-MAX_LOG_REVISIONS:]]
-        return StreamingResponse(_text(streams, follow=follow), media_type="text/plain; charset=utf-8")
+        if follow:
+            lines = _followed(instances, namespace, present, tail)
+        else:
+            lines = _told([instances.log(namespace, name, tail=tail, follow=False) for name in names])
+        return StreamingResponse(_text(lines), media_type="text/plain; charset=utf-8")
 
     @router.get("/scaling/{namespace}/{service}", summary="The last scaling decisions, with what led to them")
     async def scaling(namespace: str, service: str) -> Response:
@@ -71,30 +79,51 @@ def create_router(*, autoscaler: Autoscaler, instances: Instances) -> APIRouter:
     return router
 
 
-async def _text(streams: Sequence[AsyncGenerator[LogLine]], *, follow: bool) -> AsyncGenerator[str]:
-    """The lines with their instance before each; followed streams are told as they come."""
-    if follow:
-        async with aclosing(_merged(streams)) as lines:
-            async for line in lines:
-                yield f"{line.instance} {line.text}\n"
-        return
-    for stream in streams:
-        async for line in stream:
+async def _text(lines: AsyncGenerator[LogLine]) -> AsyncGenerator[str]:
+    """The lines with their instance before each."""
+    async with aclosing(lines):
+        async for line in lines:
             yield f"{line.instance} {line.text}\n"
 
 
-async def _merged(streams: Sequence[AsyncGenerator[LogLine]]) -> AsyncGenerator[LogLine]:
-    waiting: asyncio.Queue[LogLine] = asyncio.Queue(MAX_WAITING_LINES)
-
-    async def read(stream: AsyncGenerator[LogLine]) -> None:
+async def _told(streams: Sequence[AsyncGenerator[LogLine]]) -> AsyncGenerator[LogLine]:
+    for stream in streams:
         async for line in stream:
+            yield line
+
+
+async def _followed(
+    instances: Instances, namespace: str, present: Callable[[], list[str]], tail: int | None
+) -> AsyncGenerator[LogLine]:
+    """The lines of all revisions as they come, also of those that are made later."""
+    waiting: asyncio.Queue[LogLine] = asyncio.Queue(MAX_WAITING_LINES)
+    readers: dict[str, asyncio.Task[None]] = {}
+
+    async def read(name: str, last: int | None) -> None:
+        async for line in instances.log(namespace, name, tail=last, follow=True):
             await waiting.put(line)
 
-    readers = [asyncio.create_task(read(stream)) for stream in streams]
+    async def look() -> None:
+        last = tail
+        while True:
+            names = present()
+            for name in readers.keys() - set(names):
+                await _cancelled(readers.pop(name))
+            for name in names:
+                if name not in readers:
+                    readers[name] = asyncio.create_task(read(name, last))
+            last = None  # what is made later is told from its first line
+            await asyncio.sleep(LOOK_INTERVAL_S)
+
+    looking = asyncio.create_task(look())
     try:
         while True:
             yield await waiting.get()
     finally:
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
+        await _cancelled(looking, *readers.values())
+
+
+async def _cancelled(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -180,7 +180,9 @@ class Gateway:
                 refuse(exchange, 404, "unknown-host", str(unknown))
                 return None
             if not target.choices:
-                text = f"Route {target.route} has no ready revision yet. See `penstock describe route`."
+                namespace, _, name = target.route.partition("/")
+                told = f"`penstock describe route {name} -n {namespace}` says why"
+                text = f"Route {target.route} has no ready revision yet; {told}."
                 refuse(exchange, 503, "no-revision", text, retry_after_s=NOT_SYNCED_RETRY_S)
                 return None
         if len(self._ways) >= MAX_REMEMBERED_HOSTS:

@@ -36,6 +36,11 @@ def test_no_answer_is_retried():
     assert isinstance(after(Outcome(0, error="no connection")), RetryAt)
 
 
+def test_the_reason_for_giving_up_is_one_sentence():
+    decision = after(Outcome(0, error="The answer did not come in time."), 3, Policy(retries=2))
+    assert decision == DeadLetter("Given up after 3 attempts: The answer did not come in time.")
+
+
 def test_a_good_answer_that_cannot_be_used_is_retried():
     assert isinstance(after(Outcome(200, error="the reply is no event")), RetryAt)
 

@@ -31,12 +31,13 @@ class Autoscaler:
 
     def __init__(self):
         self.reports = []
+        self.names = ["hello-00001", "hello-00002"]
 
     def report(self, report):
         self.reports.append(report)
 
     def revisions(self, namespace, service):
-        return ["hello-00001", "hello-00002"] if (namespace, service) == ("default", "hello") else []
+        return self.names if (namespace, service) == ("default", "hello") else []
 
     def decisions(self, namespace, service):
         return [DECISION] if service == "hello" else []
@@ -134,6 +135,29 @@ def test_followed_logs_of_several_revisions_come_as_they_are_written():
         await asyncio.sleep(1)
         await instances.write(one, "last")
         assert await following == (200, f"{one} before\n{two} later\n{one} last\n")
+        instances.close()
+
+    run_virtual(main())
+
+
+def test_followed_logs_are_joined_by_a_revision_that_is_made_later_and_left_by_one_that_goes():
+    async def main():
+        app, autoscaler, instances, (one, two) = await serving()
+        path = "/penstock/v1/logs/default/hello?follow=true&tail=0"
+        following = asyncio.create_task(ask(app, "GET", path, chunks=3))
+        await asyncio.sleep(1)
+        spec = InstanceSpec(
+            namespace="default", revision="hello-3", service="hello", configuration="hello", image="x", source="x"
+        )
+        (three,) = await instances.make(spec, 1)
+        await instances.write(three, "first")
+        autoscaler.names = ["hello-00002", "hello-3"]
+        await asyncio.sleep(1)
+        await instances.write(one, "from one that is gone")
+        await instances.write(three, "second")
+        await asyncio.sleep(1)
+        await instances.write(two, "third")
+        assert await following == (200, f"{three} first\n{three} second\n{two} third\n")
         instances.close()
 
     run_virtual(main())
