@@ -35,8 +35,9 @@ class Places(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_places(data: Path) -> Places | None:
-    """What the platform of this data directory wrote; None where there is nothing readable."""
+    """What the platform of this data directory wrote; None where there is none, or it is being written. Raises OSError
+    where there is one that cannot be read."""
     try:
         return msgspec.json.decode((data / _FILE).read_bytes(), type=Places)
-    except (OSError, msgspec.DecodeError):
+    except (FileNotFoundError, NotADirectoryError, msgspec.DecodeError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -71,7 +72,9 @@ class Api:
     def _exchange(self, method: str, target: str, payload: bytes | None, headers: dict[str, str]) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=TIMEOUT_S)
         try:
-            connection.request(method, target, payload, headers)
+            # A server that refuses a body answers without reading it all, and closes: the answer is there to be read.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, target, payload, headers)
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
@@ -116,8 +119,12 @@ class Api:
 
 
 def connect(server: str | None, data: Path) -> tuple[Api, Places]:
-    """The API server that `server` names, or the one of the platform with this data directory."""
-    places = read_places(data) or Places()
+    """The API server that `server` names, or the one of the platform with this data directory. Raises Failure."""
+    try:
+        places = read_places(data) or Places()
+    except OSError as error:
+        message = f"Where the platform of {data} is cannot be read: {error.strerror} ({error.filename})."
+        raise Failure(message, hint="Name it with --server, or a readable data directory with --data-dir.") from error
     return Api(server or places.api), places
 
 

@@ -74,20 +74,27 @@ class _Unreadable(Exception):
 
 def _documents_in(given: str) -> tuple[list[tuple[str, Any]], list[str]]:
     """The documents of a file, a folder or standard input, each with its place, and what cannot be read."""
-    path = Path(given)
-    files = [path]
-    if given != "-" and path.is_dir():
-        # A named pipe in a folder would be waited for without end; one that is named itself is meant.
-        inside = (entry for entry in path.iterdir() if entry.suffix in _ENDINGS)
-        files = sorted(entry for entry in inside if not entry.is_dir() and not entry.is_fifo())
     found: list[tuple[str, Any]] = []
     problems: list[str] = []
+    try:
+        files = _files(given)
+    except OSError as error:
+        return [], [f"{given} cannot be read: {error.strerror}"]
     for file in files:
         try:
             found += _documents(_STDIN if given == "-" else str(file), _read(file))
         except _Unreadable as problem:
             problems.append(str(problem))
     return found, problems
+
+
+def _files(given: str) -> list[Path]:
+    path = Path(given)
+    if given == "-" or not path.is_dir():
+        return [path]
+    inside = [entry for entry in path.iterdir() if entry.suffix in _ENDINGS]
+    # A named pipe in a folder would be waited for without end; one that is named itself is meant.
+    return sorted(entry for entry in inside if not entry.is_dir() and not entry.is_fifo())
 
 
 def _read(file: Path) -> bytes:
