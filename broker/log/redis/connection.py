@@ -63,14 +63,20 @@ class Connection:
 
     async def run(self, *words: Word) -> Any:
         """One command's answer. Raises CONNECTION_ERRORS."""
-        return await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]  # so in the client
+        try:
+            return await self._redis.execute_command(*words)  # type: ignore[no-untyped-call]  # so in the client
+        except RuntimeError as error:  # what uvloop says of a transport that was closed meanwhile
+            raise ConnectionError(str(error)) from error
 
     async def run_all(self, commands: Sequence[tuple[Word, ...]]) -> list[Any]:
         """The commands' answers, sent together; one that was refused has its RedisError as its answer."""
         pipeline = self._redis.pipeline(transaction=False)
         for words in commands:
             pipeline.execute_command(*words)
-        return await pipeline.execute(raise_on_error=False)
+        try:
+            return await pipeline.execute(raise_on_error=False)
+        except RuntimeError as error:
+            raise ConnectionError(str(error)) from error
 
     async def script(self, text: str, keys: Sequence[str], *arguments: Word) -> Any:
         """A script's answer. Raises CONNECTION_ERRORS."""

@@ -201,7 +201,11 @@ def encode_attempt(attempt: Attempt) -> bytes:
 
 
 def decode_attempt(stored: bytes) -> Attempt:
-    row = _ATTEMPT.decode(stored)
+    """Raises Corrupt."""
+    try:
+        row = _ATTEMPT.decode(stored)
+    except msgspec.MsgspecError as error:
+        raise Corrupt(f"A row of the ledger cannot be read: {error}.") from error
     return Attempt(row.seq, row.uid, row.at, row.number, row.status, row.latency_s, row.outcome, row.reason)
 
 

@@ -101,6 +101,7 @@ class Leases:
 
     async def run(self) -> None:
         """Renew what is held and ask for the rest, until cancelled."""
+        failing = False
         while True:
             self._changed.clear()
             asking = asyncio.create_task(self._ask_all(), name="event log leases asked for")
@@ -109,7 +110,11 @@ class Leases:
                 self._give_up_late_ones()
             finally:
                 await ended({asking})
-            pause_s = RENEW_S if _went_well(asking) else RETRY_S
+            error = _failure(asking)
+            if error is not None and not failing:
+                logger.warning("leases cannot be renewed now; trying again", extra={"facts": {"error": str(error)}})
+            failing = error is not None
+            pause_s = RETRY_S if failing else RENEW_S
             try:
                 async with asyncio.timeout(pause_s):
                     await self._changed.wait()
@@ -158,14 +163,9 @@ class Leases:
                 self.taken(uid)
 
 
-def _went_well(asking: asyncio.Task[None]) -> bool:
-    if asking.cancelled():
-        error: BaseException | None = TimeoutError("no answer")
-    else:
-        error = asking.exception()
-    if error is None:
-        return True
-    if not isinstance(error, CONNECTION_ERRORS):
+def _failure(asking: asyncio.Task[None]) -> BaseException | None:
+    """Why Redis could not be asked. Raises what is no fault of Redis."""
+    error = TimeoutError("no answer in time") if asking.cancelled() else asking.exception()
+    if error is not None and not isinstance(error, CONNECTION_ERRORS):
         raise error
-    logger.warning("leases cannot be renewed now; trying again", extra={"facts": {"error": str(error)}})
-    return False
+    return error

@@ -125,7 +125,7 @@ class RedisLog:
             asyncio.create_task(self._leases.run(), name="event log leases"),
         ]
         for task in self._tasks:
-            task.add_done_callback(_must_go_on)
+            task.add_done_callback(self._must_go_on)
 
     async def close(self) -> None:
         """Make everything durable that can be, give the leases back, and disconnect."""
@@ -145,6 +145,13 @@ class RedisLog:
         for _, then in self._next_batch.events:
             then(Unavailable("The event log is closed."))
         await self._disconnect()
+
+    def _must_go_on(self, task: asyncio.Task[None]) -> None:
+        """A part that ended by itself has a fault: without it nothing may be accepted."""
+        if not task.cancelled():
+            facts = {"part": task.get_name()}
+            logger.critical("part of the event log ended", exc_info=task.exception(), extra={"facts": facts})
+            self._closed = True
 
     async def _disconnect(self) -> None:
         await self._redis.close()
@@ -477,8 +484,9 @@ class RedisLog:
                         await self._hear_through(newest)
                 retry_s = RETRY_FIRST_S
             except CONNECTION_ERRORS as error:
-                facts = {"error": str(error)}
-                logger.warning("the event log cannot be followed now; trying again", extra={"facts": facts})
+                if retry_s == RETRY_FIRST_S:  # once an outage
+                    facts = {"error": str(error)}
+                    logger.warning("the event log cannot be followed now; trying again", extra={"facts": facts})
                 await asyncio.sleep(retry_s)
                 retry_s = min(retry_s * 2, RETRY_CAP_S)
 
@@ -507,12 +515,6 @@ async def _answer(work: Coroutine[Any, Any, Any], then: Callable[[Any], None]) -
         then(result)
     except Exception:  # boundary: the reader's own fault
         logger.exception("what was read from the event log could not be used")
-
-
-def _must_go_on(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        facts = {"part": task.get_name()}
-        logger.critical("part of the event log ended", exc_info=task.exception(), extra={"facts": facts})
 
 
 def _checked(answers: list[Any]) -> list[Any]:

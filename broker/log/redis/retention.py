@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from broker.log.port import Retention
 from broker.log.redis.connection import Connection
 from broker.log.redis.layout import Keys, decode_kept
 from broker.log.redis.scripts import SWEEP
+from core.errors import Corrupt
 
 __all__ = ["sweep"]
+
+logger = logging.getLogger(__name__)
 
 #: Events looked at in one script, during which Redis serves nobody else.
 CHUNK: Final = 500
@@ -20,7 +24,11 @@ MAX_ATTEMPTS: Final = 2_000_000
 async def sweep(redis: Connection, keys: Keys, retention: Retention, now: float) -> int:
     """Remove what need not be kept; how many events went. Several processes may do so at a time."""
     newest = int(await redis.run("GET", keys.seq) or 0)
-    kept = [decode_kept(stored) for stored in await redis.run("HVALS", keys.positions)]
+    try:
+        kept = [decode_kept(stored) for stored in await redis.run("HVALS", keys.positions)]
+    except Corrupt as error:  # whose events it holds back is not known
+        logger.error("old events are kept", extra={"facts": {"error": str(error)}})
+        return 0
     removed = 0
     for name in sorted(await redis.run("SMEMBERS", keys.brokers)):
         broker = name.decode()
