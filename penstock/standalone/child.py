@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -65,11 +64,10 @@ class Child:
 
     @classmethod
     async def spawn(
-        cls, settings: Settings, *, inherit: Sequence[int], log_path: Path, command: Sequence[str] = ()
+        cls, settings: Settings, command: Sequence[str], *, inherit: Sequence[int], log_path: Path
     ) -> Child:
-        """Start ``python -m penstock.standalone.<name>`` with the sockets `inherit` and its own two pipes, or `command`
-        instead. Raises OSError where its log cannot be written or nothing can be started."""
-        told_command = command or (sys.executable, "-m", f"penstock.standalone.{settings.name}")
+        """Start `command` with the sockets `inherit` and its own two pipes. Raises OSError where its log cannot be
+        written or nothing can be started."""
         _set_aside(log_path)
         with log_path.open("ab") as log_file:
             log_start = log_file.tell()
@@ -78,7 +76,7 @@ class Child:
             told = msgspec.structs.replace(settings, ready_fd=ready_write, life_fd=life_read)
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *told_command,
+                    *command,
                     env={**os.environ, VARIABLE: msgspec.json.encode(told).decode()},
                     pass_fds=[*inherit, ready_write, life_read],
                     stdin=asyncio.subprocess.DEVNULL,

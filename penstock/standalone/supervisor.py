@@ -11,7 +11,8 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final
 
@@ -26,6 +27,8 @@ __all__ = ["PROCESSES", "Ports", "Supervisor"]
 
 #: In the order in which they are asked to stop: no new deliveries, then no new requests, then the instances.
 PROCESSES: Final = ("broker", "gateway", "control")
+#: How each is started.
+COMMANDS: Final = {name: (sys.executable, "-m", f"penstock.standalone.{name}") for name in PROCESSES}
 LISTENERS: Final = ("gateway", "broker", "api", "admin")
 
 #: A crashed process is restarted after this long, doubled with each crash in a row, up to the cap.
@@ -53,7 +56,8 @@ class Ports(msgspec.Struct, frozen=True, kw_only=True):
 class Supervisor:
     """Owns the data directory's lock, the listening sockets and the processes.
 
-    `on_trouble` is told, in words for a person, of each process that ends by itself or does not start again.
+    `commands` says how each process is started. `on_trouble` is told, in words for a person, of each process that ends
+    by itself or does not start again.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Supervisor:
         drain_s: float,
         broker_log: BrokerLog | None = None,
         on_trouble: Callable[[str], None] = lambda said: None,
+        commands: Mapping[str, Sequence[str]] = COMMANDS,
     ) -> None:
         self._data = data
         self._root = root
@@ -72,6 +77,7 @@ class Supervisor:
         self._drain_s = drain_s
         self._broker_log = broker_log or BrokerLog()
         self._on_trouble = on_trouble
+        self._commands = commands
         self._sockets: dict[str, socket.socket] = {}
         self._children: dict[str, Child] = {}
         self._keepers: list[asyncio.Task[None]] = []
@@ -154,7 +160,7 @@ class Supervisor:
         )
         inherit = [sock.fileno() for sock in self._sockets.values()]
         try:
-            child = await Child.spawn(settings, inherit=inherit, log_path=self._log(name))
+            child = await Child.spawn(settings, self._commands[name], inherit=inherit, log_path=self._log(name))
         except OSError as error:
             raise StartFailed(f"The {name} process cannot be started: {error}.") from error
         self._children[name] = child
@@ -169,7 +175,7 @@ class Supervisor:
             crashes = 1 if loop.time() - started_s > STEADY_S else crashes + 1
             delay_s = restart_delay_s(crashes)
             said = refusal or f"The {name} process {ended(code)}; see {self._log(name)}.{self._children[name].said()}"
-            row = f", which was the {crashes}th time in a row" if crashes > 3 else ""
+            row = f" ({crashes} times in a row)" if crashes > 1 else ""
             self._on_trouble(f"{said}\nIt is started again in {delay_s:g} s{row}.")
             await asyncio.sleep(delay_s)
             started_s, refusal = loop.time(), ""
