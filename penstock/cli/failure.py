@@ -23,11 +23,11 @@ class Failure(click.ClickException):
     def __init__(self, message: str, *, hint: str = "", code: int = FAILED) -> None:
         super().__init__(message)
         self.exit_code = code  # type: ignore[misc] # click declares a class variable and reads the instance's
-        self._hint = hint
+        self.hint = hint
 
     def show(self, file: IO[Any] | None = None) -> None:
         out = file or sys.stderr
         click.secho("error: ", fg="red", bold=True, nl=False, file=out)
         click.echo(self.message, file=out)
-        if self._hint:
-            click.secho(f"       {self._hint}", dim=True, file=out)
+        if self.hint:
+            click.secho(f"       {self.hint}", dim=True, file=out)
