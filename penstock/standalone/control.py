@@ -24,7 +24,7 @@ from penstock.apiserver.listener import serving
 from penstock.kinds import registry
 from penstock.standalone.eventlog import classes, make_reader
 from penstock.standalone.process import Ending, run_process
-from penstock.standalone.settings import Settings
+from penstock.standalone.settings import Settings, functions_environment
 from serving.app import create_router as serving_router
 from serving.autoscaler import Autoscaler
 from serving.instances.local import LocalProcesses
@@ -53,7 +53,9 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
         stack.callback(store.close)
         client = Client()
         stack.push_async_callback(client.close)
-        instances = LocalProcesses(directory=data / "instances", root=root, environment=dict(os.environ))
+        instances = LocalProcesses(
+            directory=data / "instances", root=root, environment=functions_environment(os.environ)
+        )
         await instances.start()
         stack.push_async_callback(_close, instances, ending)
         loop = ControlLoop(

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
 from core.net.types import Address
 
-__all__ = ["READY", "VARIABLE", "BrokerLog", "Listener", "Settings", "bind", "read_settings"]
+__all__ = ["READY", "VARIABLE", "BrokerLog", "Listener", "Settings", "bind", "functions_environment", "read_settings"]
 
 VARIABLE: Final = "PENSTOCK_PROCESS"
+#: What functions do not inherit: the event log's password may be in both.
+_NOT_FOR_FUNCTIONS: Final = frozenset({VARIABLE, "PENSTOCK_REDIS_URL"})
 #: What a process writes to `Settings.ready_fd` once it serves. Anything else is the reason why it cannot.
 READY: Final = b"ready\n"
 
@@ -79,6 +82,11 @@ def bind(host: str, port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def functions_environment(own: Mapping[str, str]) -> dict[str, str]:
+    """What functions inherit of this process's environment."""
+    return {name: value for name, value in own.items() if name not in _NOT_FOR_FUNCTIONS}
 
 
 def read_settings() -> Settings:

@@ -14,6 +14,7 @@ from broker.log.redis.layout import Keys, arrival_of, decode_kept, decode_record
 from core.errors import Corrupt
 from core.events import CloudEvent, binary_head
 from penstock.standalone.eventlog import log_name
+from penstock.standalone.settings import functions_environment
 
 BROKER = "default/default"
 
@@ -76,6 +77,11 @@ def test_what_was_refused_comes_before_what_came_since_and_what_was_dropped_sinc
 def test_a_log_keeps_its_name_and_no_two_have_the_same(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     assert log_name(first) == log_name(first) != log_name(second)
+
+
+def test_functions_do_not_inherit_the_logs_password():
+    own = {"PATH": "/bin", "PENSTOCK_PROCESS": "{}", "PENSTOCK_REDIS_URL": "redis://:secret@cache.test"}
+    assert functions_environment(own) == {"PATH": "/bin"}
 
 
 def test_a_url_is_shown_without_its_password():
