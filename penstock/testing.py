@@ -13,8 +13,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -22,13 +23,14 @@ from typing import Any, Final, TypeVar
 from penstock.cli.api import Api
 from penstock.places import Places, read_places
 
-__all__ = ["Platform", "descendants", "wait_until"]
+__all__ = ["Following", "Platform", "descendants", "wait_until"]
 
 T = TypeVar("T")
 
 #: Start-up takes about a second; this is for a machine that is busy with something else.
 START_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 60.0
+COMMAND_TIMEOUT_S: Final = 60.0
 #: How often a condition is looked at.
 _POLL_S: Final = 0.02
 
@@ -61,6 +63,28 @@ def descendants(pid: int) -> list[int]:
         found += children
         queue += children
     return found
+
+
+class Following:
+    """What a command has printed so far, read as it comes."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.text = ""
+        self._process = process
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def end(self) -> int:
+        """Its exit code, once it has ended and all that it printed is in `text`."""
+        code = self._process.wait(COMMAND_TIMEOUT_S)
+        self._reader.join(COMMAND_TIMEOUT_S)
+        return code
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None  # noqa: S101 - it is a pipe; tells the type checker
+        with self._process.stdout as stream:
+            for line in stream:
+                self.text += line
 
 
 class Platform:
@@ -127,17 +151,47 @@ class Platform:
         """What it has printed so far."""
         return self.log.read_text(errors="replace")
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """In which ``penstock`` finds this platform."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PENSTOCK_")}
+        return {**kept, "PENSTOCK_DATA": str(self.data)}
+
+    @contextlib.contextmanager
+    def following(self, *arguments: str) -> Iterator[Following]:
+        """A ``penstock`` command that goes on until Ctrl-C, which it gets on leaving. Raises RuntimeError where it then
+        does not end well."""
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            [sys.executable, "-m", "penstock", *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        following = Following(process)
+        try:
+            yield following
+        finally:
+            process.send_signal(signal.SIGINT)
+            code = following.end()
+        if code != 0:
+            raise RuntimeError(f"penstock {' '.join(arguments)} ended with code {code}:\n{following.text}")
+
     def penstock(
         self, *arguments: str, check: bool = True, text: str | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a ``penstock`` command against this platform. Raises RuntimeError with its output where it fails."""
+        """Run a ``penstock`` command against this platform. Raises RuntimeError with its output where it fails, and
+        subprocess.TimeoutExpired where it does not end."""
         done = subprocess.run(  # noqa: S603 - our own command
             [sys.executable, "-m", "penstock", *arguments],
-            env={**os.environ, "PENSTOCK_DATA": str(self.data)},
+            env=self.environment,
             input=text,
             capture_output=True,
             text=True,
             check=False,
+            timeout=COMMAND_TIMEOUT_S,
         )
         if check and done.returncode != 0:
             said = f"{done.stdout}{done.stderr}"
