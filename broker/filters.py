@@ -134,6 +134,8 @@ class Any(msgspec.Struct, frozen=True):
             return _MATCHED
         wanted = " or ".join(f"{verdict.attribute} {verdict.wanted}" for verdict in verdicts)
         first = verdicts[0]
+        # The verdict names the first attribute by itself.
+        wanted = wanted.removeprefix(f"{first.attribute} ")
         return Verdict(matched=False, clause=path, attribute=first.attribute, wanted=wanted, value=first.value)
 
     def types(self) -> frozenset[str] | None:

@@ -82,7 +82,7 @@ def test_a_filter_matches_as_its_dialect_says(wanted: Filter, matched: bool):
                 matched=False,
                 clause="filters[0].any",
                 attribute="type",
-                wanted="type is 'a' or source starts with '/x'",
+                wanted="is 'a' or source starts with '/x'",
                 value="com.example.made",
             ),
             id="none of any",
