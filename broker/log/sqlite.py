@@ -119,9 +119,10 @@ class SqliteLog:
         self._thread.start()
         try:
             self._files = await self._job(lambda: Files(self._path, self._retention.full_bytes))
-        except Unavailable:
+        except Unavailable as error:
             self._stop_thread()
-            raise
+            mended = "make it usable, restore it from a backup, or move it away to start without events"
+            raise Unavailable(f"{error} Its file is {self._path}: {mended}.") from error
         found = self._files.found
         self._writer, self._reader = self._files.writer, self._files.reader
         self._last, self._next, self._indexed = found.last, found.last + 1, found.indexed
