@@ -15,6 +15,7 @@ from broker.reconcile import reconcilers as broker_reconcilers
 from core.clock import SystemClock
 from core.control.gc import GarbageCollector
 from core.control.loop import ControlLoop
+from core.control.reconcile import Reconciler
 from core.control.sqlite import SqliteStore
 from core.net.client import Client
 from core.net.names import Names
@@ -59,15 +60,7 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
         await instances.start()
         stack.push_async_callback(_close, instances, ending)
         loop = ControlLoop(
-            store,
-            (
-                *broker_reconcilers(classes=classes(settings)),
-                *source_reconcilers(),
-                *serving_reconcilers(url_suffix=settings.url_suffix),
-            ),
-            clock,
-            also_follow=(kind.ref for kind in kinds),
-            metrics=metrics,
+            store, _reconcilers(settings), clock, also_follow=(kind.ref for kind in kinds), metrics=metrics
         )
         collector = GarbageCollector(store, loop.follower, metrics=metrics)
         autoscaler = Autoscaler(
@@ -126,6 +119,15 @@ async def _close(instances: LocalProcesses, ending: Ending) -> None:
     except asyncio.CancelledError:
         await instances.close(within_s=0)
         raise
+
+
+def _reconcilers(settings: Settings) -> tuple[Reconciler, ...]:
+    """Those of all planes."""
+    return (
+        *broker_reconcilers(classes=classes(settings)),
+        *source_reconcilers(),
+        *serving_reconcilers(url_suffix=settings.url_suffix),
+    )
 
 
 def _must_go_on(task: asyncio.Task[None]) -> None:

@@ -18,40 +18,12 @@ import pytest
 import yaml
 
 from penstock.testing import Platform, wait_until
+from tests.support.hello import MANIFEST, write_hello
 
 pytestmark = pytest.mark.e2e
 
-FUNCTION = """
-from cloudevents.core.v1.event import CloudEvent
-
-def handle(event):
-    print("got", event.get_id(), flush=True)
-    if event.get_type() == "hello":
-        return CloudEvent({"id": "re-" + event.get_id(), "source": "/hello", "type": "hello.reply"}, None)
-"""
-
-MANIFEST = """
-apiVersion: eventing.knative.dev/v1
-kind: Broker
-metadata: {name: default}
----
-apiVersion: serving.knative.dev/v1
-kind: Service
-metadata: {name: hello}
-spec:
-  template:
-    metadata:
-      annotations: {penstock.dev/source: hello, autoscaling.knative.dev/initial-scale: "0"}
-    spec:
-      containers: [{image: dev.local/hello}]
----
-apiVersion: eventing.knative.dev/v1
-kind: Trigger
-metadata: {name: hello}
-spec:
-  broker: default
-  filter: {attributes: {type: hello}}
-  subscriber: {ref: {apiVersion: serving.knative.dev/v1, kind: Service, name: hello}}
+#: A Trigger whose subscriber does not exist yet.
+EARLY = """\
 ---
 apiVersion: eventing.knative.dev/v1
 kind: Trigger
@@ -61,6 +33,8 @@ spec:
   filter: {attributes: {type: hello.reply}}
   subscriber: {ref: {apiVersion: serving.knative.dev/v1, kind: Service, name: later}}
 """
+
+ALL = MANIFEST + EARLY
 
 TITLES = [
     "broker.eventing.knative.dev/default",
@@ -74,11 +48,9 @@ TITLES = [
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A platform with the manifest applied and one event, "one", delivered and answered."""
     root = tmp_path_factory.mktemp("cli")
-    (root / "hello").mkdir()
-    (root / "hello/function.py").write_text(FUNCTION)
-    (root / "app.yaml").write_text(MANIFEST)
+    manifest = write_hello(root, EARLY)
     with Platform.start(data=root / "data", root=root) as platform:
-        said = platform.penstock("apply", "-f", str(root / "app.yaml")).stdout.splitlines()
+        said = platform.penstock("apply", "-f", str(manifest)).stdout.splitlines()
         assert said[: len(TITLES)] == [f"{title} created" for title in TITLES]
         assert "penstock get ksvc" in said[-3] + said[-2] + said[-1]
         wait_until(lambda: platform.is_ready("trigger", "hello"), what="the Trigger is ready")
@@ -105,11 +77,11 @@ def read_json(platform: Platform, *arguments: str) -> Any:
 
 
 def test_applying_again_changes_nothing(running):
-    file = str(running.data.parent / "app.yaml")
+    file = str(running.data.parent / "hello.yaml")
     told = read_json(running, "apply", "-f", file)
     assert told == [{"resource": title, "result": "unchanged"} for title in TITLES]
     assert running.penstock("apply", "-q", "-f", file).stdout == f"Applied {file}: 4 unchanged.\n"
-    changed = MANIFEST.replace("type: hello}", "type: hello, source: /penstock/send}")
+    changed = ALL.replace("type: hello}", "type: hello, source: /penstock/send}")
     told = json.loads(running.penstock("apply", "-f", "-", "-o", "json", text=changed).stdout)
     assert [each["result"] for each in told] == ["unchanged", "unchanged", "configured", "unchanged"]
     running.penstock("apply", "-f", file)
@@ -214,7 +186,7 @@ def test_following_survives_the_restart_of_the_process_behind_it(running):
 
 
 def test_delete_says_what_is_gone_and_what_never_was(running):
-    manifest = MANIFEST.split("---\n")[3].replace("name: early", "name: gone")
+    manifest = ALL.split("---\n")[3].replace("name: early", "name: gone")
     running.penstock("apply", "-f", "-", text=manifest)
     done = running.penstock("delete", "trigger/gone", "ksvc/never", "-o", "json", check=False)
     assert json.loads(done.stdout) == [
@@ -272,7 +244,7 @@ def test_too_large_an_event_is_refused_by_its_limit(running):
 
 
 def test_one_wrong_document_and_none_is_applied(running):
-    wrong = MANIFEST.replace("name: default}", "name: other}").replace("subscriber:", "subscribr:", 1)
+    wrong = ALL.replace("name: default}", "name: other}").replace("subscriber:", "subscribr:", 1)
     done = running.penstock("apply", "-f", "-", check=False, text=f"{wrong}---\n- a list\n")
     assert done.returncode == 1
     assert "standard input, document 5: must be a mapping" in done.stderr
@@ -358,7 +330,7 @@ def handle(event):
 def test_a_second_ctrl_c_waits_for_no_drain_and_leaves_nothing(tmp_path):
     (tmp_path / "hello").mkdir()
     (tmp_path / "hello/function.py").write_text(HANGS)
-    (tmp_path / "app.yaml").write_text(MANIFEST)
+    (tmp_path / "app.yaml").write_text(ALL)
     with Platform.start(data=tmp_path / "data", root=tmp_path, arguments=("--drain", "300")) as platform:
         platform.penstock("apply", "-f", str(tmp_path / "app.yaml"))
         platform.penstock("send", "--type", "hello")

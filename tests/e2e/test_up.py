@@ -11,47 +11,9 @@ from pathlib import Path
 import pytest
 
 from penstock.testing import Platform, descendants, wait_until
+from tests.support.hello import MANIFEST, write_hello
 
 pytestmark = pytest.mark.e2e
-
-HELLO = """
-from cloudevents.core.v1.event import CloudEvent
-
-def handle(event):
-    print("got", event.get_id(), flush=True)
-    return CloudEvent({"id": "re-" + event.get_id(), "source": "/hello", "type": "hello.reply"}, None)
-"""
-
-MANIFEST = """
-apiVersion: eventing.knative.dev/v1
-kind: Broker
-metadata: {name: default}
----
-apiVersion: serving.knative.dev/v1
-kind: Service
-metadata: {name: hello}
-spec:
-  template:
-    metadata:
-      annotations: {penstock.dev/source: hello, autoscaling.knative.dev/initial-scale: "0"}
-    spec:
-      containers: [{image: dev.local/hello}]
----
-apiVersion: eventing.knative.dev/v1
-kind: Trigger
-metadata: {name: hello}
-spec:
-  broker: default
-  filter: {attributes: {type: hello}}
-  subscriber: {ref: {apiVersion: serving.knative.dev/v1, kind: Service, name: hello}}
-"""
-
-
-def write_hello(root: Path) -> Path:
-    (root / "hello").mkdir()
-    (root / "hello/function.py").write_text(HELLO)
-    (root / "hello.yaml").write_text(MANIFEST)
-    return root / "hello.yaml"
 
 
 def test_it_says_where_everything_is_and_leaves_nothing_running(tmp_path):
