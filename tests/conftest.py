@@ -1,4 +1,4 @@
-"""Servers that tests need.
+"""What all tests share: how Hypothesis runs, and the servers that tests need.
 
 A test says so by ``@pytest.mark.service("redis")``; with ``own=True`` it starts one itself, to stop and kill it. Where
 the server cannot be had, the test is left out and the run ends with a line that says how to get it, or fails where
@@ -9,8 +9,13 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.services import SERVICES, RedisServer, Service
+
+# No test judges by the wall clock: a busy machine must not make a right answer wrong. A failure prints how to repeat it.
+settings.register_profile("penstock", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("penstock")
 
 _LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
