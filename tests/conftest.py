@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.services import SERVICES, RedisServer, Service
 
-# No test judges by the wall clock: a busy machine must not make a right answer wrong. A failure prints how to repeat it.
+# No test judges by the wall clock: a busy machine must not make a right answer wrong.
 settings.register_profile("penstock", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("penstock")
 
