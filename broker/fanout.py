@@ -51,8 +51,13 @@ class Fanout:
         dispatchers = self._dispatchers
         for uid in index.match(record.entry.attributes):
             dispatcher = dispatchers.get(uid)
-            if dispatcher is not None:
+            if dispatcher is None:
+                continue
+            try:
                 dispatcher.offer(record)
+            except Exception:  # boundary: one Trigger's fault must not keep the event from the others
+                facts = {"trigger": dispatcher.trigger.key, "position": record.seq}
+                logger.exception("a Trigger could not take an event", extra={"facts": facts})
 
     def swap(self, table: Table) -> None:
         """Go by this table from now on. A Trigger that is not in it was deleted, and its position goes; or it cannot be

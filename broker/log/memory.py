@@ -18,6 +18,8 @@ from broker.log.port import (
     Record,
     Retention,
     Subscription,
+    announce,
+    answer,
 )
 from core.errors import Overloaded, PenstockError
 
@@ -119,9 +121,8 @@ class MemoryLog:
         for record, then in pending:
             self._records.append(record)
             self._last = record.seq
-            for listener in self._listeners:
-                listener(record)
-            then(record)
+            announce(record, self._listeners)
+            answer(then, record)
 
     def _page(self, broker: str, after: int, limit: int) -> Page:
         found: list[Record] = []

@@ -6,6 +6,7 @@ event is callbacks on the event loop's thread and makes no task; what is called 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, Protocol
 
@@ -15,8 +16,10 @@ from core.errors import PenstockError, Unavailable
 from core.events import CloudEvent, from_http
 
 __all__ = [
+    "FLUSH_INTERVAL_S",
     "MAX_PENDING_BYTES",
     "MAX_PENDING_EVENTS",
+    "MAX_PENDING_NOTES",
     "Appended",
     "Entry",
     "EventLog",
@@ -26,13 +29,24 @@ __all__ = [
     "Record",
     "Retention",
     "Subscription",
+    "announce",
+    "answer",
     "attributes_of",
 ]
+
+logger = logging.getLogger(__name__)
 
 #: Events that wait for their commit. A commit takes about a millisecond and takes all that wait: more than this means
 #: that the disk has stopped, and that new events should be refused with Retry-After instead of held in memory.
 MAX_PENDING_EVENTS: Final = 8192
 MAX_PENDING_BYTES: Final = 64 * 1024 * 1024
+
+
+#: Acknowledgements and ledger rows wait this long at most for an event's commit to ride along with: what a crash may
+#: deliver a second time.
+FLUSH_INTERVAL_S: Final = 0.02
+#: Ledger rows that wait while they cannot be written; after that the oldest go.
+MAX_PENDING_NOTES: Final = 100_000
 
 
 class LogFull(Unavailable):
@@ -216,6 +230,23 @@ class EventLog(Protocol):
     async def flush(self) -> None:
         """Wait until every change made so far is durable. Raises Unavailable."""
         ...
+
+
+def announce(record: Record, listeners: Iterable[Callable[[Record], None]]) -> None:
+    """Tell every listener of a durable event, whatever becomes of the others."""
+    for listener in listeners:
+        try:
+            listener(record)
+        except Exception:  # boundary: one listener's fault must not keep the event from the others
+            logger.exception("a listener of the event log failed")
+
+
+def answer(then: Appended, record: Record) -> None:
+    """Tell the appender of a durable event."""
+    try:
+        then(record)
+    except Exception:  # boundary: one appender's fault must not keep the others' answers back
+        logger.exception("an appender's answer failed")
 
 
 def attributes_of(head: bytes) -> dict[str, str]:

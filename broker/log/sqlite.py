@@ -24,8 +24,10 @@ from broker.log import retention as sweeping
 from broker.log import schema
 from broker.log.files import Files
 from broker.log.port import (
+    FLUSH_INTERVAL_S,
     MAX_PENDING_BYTES,
     MAX_PENDING_EVENTS,
+    MAX_PENDING_NOTES,
     Appended,
     Entry,
     LogFull,
@@ -34,6 +36,8 @@ from broker.log.port import (
     Record,
     Retention,
     Subscription,
+    announce,
+    answer,
 )
 from core.errors import Corrupt, Overloaded, PenstockError, Unavailable
 
@@ -42,13 +46,8 @@ __all__ = ["SqliteLog"]
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Acknowledgements and ledger rows wait this long at most for an event's commit to ride along with: what a crash may
-#: deliver a second time.
-FLUSH_INTERVAL_S: Final = 0.02
 #: After a failed commit, before what can be kept is tried again by itself.
 RETRY_INTERVAL_S: Final = 1.0
-#: Ledger rows that wait while the disk refuses them; after that the oldest go.
-MAX_PENDING_NOTES: Final = 100_000
 #: A page of events read at once ends after this many bytes.
 PAGE_BYTES: Final = 512 * 1024
 #: How far the index by id may lag behind the events.
@@ -333,15 +332,10 @@ class SqliteLog:
         self._go_on()
 
     def _tell(self, batch: _Batch) -> None:
-        listeners = self._listeners
         for record, then in batch.events:
             self._last = record.seq
-            try:
-                for listener in listeners:
-                    listener(record)
-                then(record)
-            except Exception:  # boundary: one event's fault must not keep the others' answers back
-                logger.exception("a listener of the event log failed")
+            announce(record, self._listeners)
+            answer(then, record)
 
     def _rolled_back(self, batch: _Batch, error: Unavailable) -> None:
         facts = {"error": str(error)}

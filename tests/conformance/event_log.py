@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+import pytest
+
 from broker.ledger import Attempt
 from broker.log.port import Entry, EventLog, Page, Position, Record
 from core.errors import Overloaded, PenstockError
@@ -121,6 +123,20 @@ class EventLogSuite:
         records = await append(log, *(entry(name) for name in "abcd"))
         page = await pick(log, [records[3].seq, records[1].seq, 4242])
         assert ids(page) == ["b", "d"]
+
+    async def test_a_listener_that_fails_keeps_the_event_from_nobody_else(
+        self, log: EventLog, caplog: pytest.LogCaptureFixture
+    ):
+        heard: list[str] = []
+
+        def fail(record: Record) -> None:
+            raise ValueError(record.seq)
+
+        log.tail(fail)
+        log.tail(lambda record: heard.append(record.entry.attributes["id"]))
+        assert len(await append(log, entry("a"), entry("b"))) == 2
+        assert heard == ["a", "b"]
+        assert "a listener of the event log failed" in caplog.text
 
     async def test_the_tail_hears_each_event_in_order_before_its_appender(self, log: EventLog):
         heard: list[str] = []

@@ -198,3 +198,29 @@ def test_what_arrives_while_a_new_triggers_start_is_looked_for_is_delivered_to_i
             assert running.subscribers.ids("new.test") == ["early"]
 
     run_virtual(main())
+
+
+def test_a_trigger_that_cannot_take_an_event_keeps_it_from_no_other(caplog):
+    async def main() -> None:
+        async with Running() as running:
+            reached = running.subscribers.fetch
+
+            def fetch(*args: Any, **named: Any) -> Any:
+                if args[3] == [(b"host", b"broken.test")]:
+                    raise ValueError("a fault of ours")
+                return reached(*args, **named)
+
+            running.subscribers.fetch = fetch
+            await running.broker()
+            for name in ("broken", "fine"):
+                await running.trigger(name, f"http://{name}.test/")
+            for name in ("broken", "also-fine"):
+                await running.trigger(f"{name}-too", f"http://{name}.test/")
+            await asyncio.sleep(1)
+            assert (await running.send("e1")).status == 202
+            await asyncio.sleep(1)
+            assert running.subscribers.ids("fine.test") == ["e1"]
+            assert running.subscribers.ids("also-fine.test") == ["e1"]
+
+    run_virtual(main())
+    assert "a Trigger could not take an event" in caplog.text

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final
 
 from broker.ledger import UNDELIVERED, Attempt
-from broker.log.port import Appended, Entry, Subscription
+from broker.log.port import MAX_PENDING_NOTES, Appended, Entry, Subscription
 from broker.log.redis.connection import Word
 from broker.log.redis.layout import Keys, encode_attempt, encode_entry, encode_kept
 from broker.log.redis.scripts import APPEND, KEEP, RELEASE
 
-__all__ = ["MAX_PENDING_NOTES", "Batch", "append_command", "other_commands"]
-
-#: Ledger rows that wait while Redis is away; after that the oldest go.
-MAX_PENDING_NOTES: Final = 100_000
+__all__ = ["Batch", "append_command", "other_commands"]
 
 
 class Batch:

@@ -19,8 +19,10 @@ from redis.exceptions import RedisError
 
 from broker.ledger import Attempt
 from broker.log.port import (
+    FLUSH_INTERVAL_S,
     MAX_PENDING_BYTES,
     MAX_PENDING_EVENTS,
+    MAX_PENDING_NOTES,
     Appended,
     Entry,
     LogFull,
@@ -29,9 +31,11 @@ from broker.log.port import (
     Record,
     Retention,
     Subscription,
+    announce,
+    answer,
 )
 from broker.log.redis import reading
-from broker.log.redis.batch import MAX_PENDING_NOTES, Batch, append_command, other_commands
+from broker.log.redis.batch import Batch, append_command, other_commands
 from broker.log.redis.connection import (
     COMMAND_TIMEOUT_S,
     CONNECTION_ERRORS,
@@ -53,9 +57,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_NAME: Final = "penstock"
 
-#: Acknowledgements and ledger rows wait this long at most for an event's append to ride along with: what a crash may
-#: deliver a second time.
-FLUSH_INTERVAL_S: Final = 0.02
 #: After a failure, before what can be kept is tried again by itself; doubled each time up to the cap.
 RETRY_FIRST_S: Final = 0.1
 RETRY_CAP_S: Final = 5.0
@@ -411,10 +412,7 @@ class RedisLog:
             record = Record(seq, entry)
             if told:
                 self._hear(record)
-            try:
-                then(record)
-            except Exception:  # boundary: one event's fault must not keep the others' answers back
-                logger.exception("an appender's answer failed")
+            answer(then, record)
 
     def _refused(self, batch: Batch, error: Unavailable) -> None:
         self._refused_others(batch, error)
@@ -464,11 +462,7 @@ class RedisLog:
 
     def _hear(self, record: Record) -> None:
         self._last = record.seq
-        for listener in self._listeners:
-            try:
-                listener(record)
-            except Exception:  # boundary: one listener's fault must not keep the event from the others
-                logger.exception("a listener of the event log failed")
+        announce(record, self._listeners)
 
     async def _follow(self) -> None:
         """Hear what other processes append."""
@@ -518,7 +512,7 @@ async def _answer(work: Coroutine[Any, Any, Any], then: Callable[[Any], None]) -
 
 
 def _checked(answers: list[Any]) -> list[Any]:
-    for answer in answers:
-        if isinstance(answer, RedisError):
-            raise answer
+    for each in answers:
+        if isinstance(each, RedisError):
+            raise each
     return answers
