@@ -55,7 +55,7 @@ fmt: $(VENV)/.dev ## Format, and mend what the linter can
 
 PIN := --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header --quiet
 lock: $(VENV)/.dev ## Pin the dependencies anew
-	$(BIN)/pip-compile $(PIN) --upgrade --extra examples --extra redis -o requirements.lock pyproject.toml
+	$(BIN)/pip-compile $(PIN) --upgrade --extra examples --extra redis --extra kafka --extra cluster -o requirements.lock pyproject.toml
 	$(BIN)/pip-compile $(PIN) --upgrade --extra dev -c requirements.lock -o requirements-dev.lock pyproject.toml
 
 clean: ## Remove the virtual environment, caches and the platform's data
