@@ -23,6 +23,7 @@ _COMMANDS: Final = {
     "events": "penstock.cli.events",
     "explain": "penstock.cli.events",
     "logs": "penstock.cli.logs",
+    "serve": "penstock.cli.serve",
     "version": "penstock.cli.version",
 }
 

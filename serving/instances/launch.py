@@ -12,6 +12,7 @@ from typing import Final
 
 from core.net.types import Address
 from serving.functions.detect import NotRecognised, Program, PythonFunction, expand, recognise
+from serving.functions.standalone import HOST_SCRIPT
 from serving.instances.logs import LogFiles
 from serving.instances.port import CannotRun, InstanceSpec, Readiness
 from serving.instances.probes import wait_until_ready
@@ -20,7 +21,6 @@ from serving.instances.records import Record, Records
 
 __all__ = ["Launcher", "Started"]
 
-_HOST: Final = str(Path(__file__).resolve().parent.parent / "functions" / "host.py")
 #: In the environment of every instance and of what it starts, so that processes without a record can be found.
 _MARKER: Final = "PENSTOCK_INSTANCES"
 
@@ -118,7 +118,7 @@ class Launcher:
                 "attribute": function.attribute,
                 "drain_s": spec.drain_timeout_s,
             }
-            argv = [self._python, "-P", "-u", _HOST, json.dumps(settings)]
+            argv = [self._python, "-P", "-u", HOST_SCRIPT, json.dumps(settings)]
             inherit = (listening.fileno(), writing)
             try:
                 process = self._spawn(spec, name, argv, folder=function.folder, port=address[1], inherit=inherit)
