@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from broker.app import create_router as broker_router
 from broker.reconcile import reconcilers as broker_reconcilers
@@ -23,6 +22,7 @@ from core.telemetry import Metrics
 from penstock.apiserver.app import create_app
 from penstock.apiserver.listener import serving
 from penstock.kinds import registry
+from penstock.process import running
 from penstock.standalone.eventlog import classes, make_reader
 from penstock.standalone.process import Ending, run_process
 from penstock.standalone.settings import Settings, functions_environment
@@ -37,8 +37,6 @@ from sources.harness import SourceRunner
 from sources.reconcile import reconcilers as source_reconcilers
 
 __all__ = ["compose"]
-
-log: Final = logging.getLogger(__name__)
 
 #: Requests to the API are answered in milliseconds; what takes longer is a stream, and its client comes again.
 API_DRAIN_S: Final = 1.0
@@ -92,24 +90,9 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
         app = create_app(store=store, registry=kinds, clock=clock, metrics=metrics, extra_routers=routers)
         await stack.enter_async_context(serving(app, settings.api.socket(), drain_s=API_DRAIN_S))
         await stack.enter_async_context(
-            _running(reconcile=loop.run(), collect=collector.run(), scale=autoscaler.run(), emit=sources.run())
+            running(reconcile=loop.run(), collect=collector.run(), scale=autoscaler.run(), emit=sources.run())
         )
         yield
-
-
-@asynccontextmanager
-async def _running(**work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """These coroutines, each in a task, until leaving. One that ends by itself ends the process: it is restarted."""
-    tasks = [asyncio.create_task(each, name=name) for name, each in work.items()]
-    for task in tasks:
-        task.add_done_callback(_must_go_on)
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.remove_done_callback(_must_go_on)
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _close(instances: LocalProcesses, ending: Ending) -> None:
@@ -128,13 +111,6 @@ def _reconcilers(settings: Settings) -> tuple[Reconciler, ...]:
         *source_reconcilers(),
         *serving_reconcilers(url_suffix=settings.url_suffix),
     )
-
-
-def _must_go_on(task: asyncio.Task[None]) -> None:
-    error = None if task.cancelled() else task.exception()
-    log.critical("part of the control process ended", exc_info=error, extra={"facts": {"part": task.get_name()}})
-    # Not an orderly end: what runs on would pretend to be whole. The supervisor starts a new process at once.
-    os._exit(70)
 
 
 if __name__ == "__main__":
