@@ -7,10 +7,13 @@ $PENSTOCK_REQUIRE_SERVICES names it.
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support.controlplane.access import ClusterAccess, existing
+from tests.support.controlplane.servers import ControlPlane
 from tests.support.services import SERVICES, RedisServer, Service
 
 # No test judges by the wall clock: a busy machine must not make a right answer wrong.
@@ -22,7 +25,8 @@ _LEFT_OUT = pytest.StashKey[dict[str, int]]()
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     left_out: dict[str, int] = {}
-    kept, dropped = [], []
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
     for item in items:
         absent = _absent(item)
         (dropped if absent else kept).append(item)
@@ -38,6 +42,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = kept
+    _prepare(config, kept)
+
+
+def _prepare(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Here and not in a fixture, where a test's time limit would end it."""
+    wanted = {
+        name
+        for item in items
+        for mark in item.iter_markers("service")
+        for name in mark.args
+        if mark.kwargs.get("own") or not SERVICES[name].given
+    }
+    capture = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        for name in sorted(wanted):
+            SERVICES[name].prepare(lambda line: print(line, flush=True))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -74,3 +94,23 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.start()
     yield server.url
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane of our own, to stop and kill its servers; who does so starts them again.
+
+    Every test shares it; each takes a namespace of its own.
+    """
+    with ControlPlane(tmp_path_factory.mktemp("kubernetes")) as plane:
+        yield plane
+
+
+@pytest.fixture(scope="session")
+def kubernetes(request: pytest.FixtureRequest) -> ClusterAccess:
+    """A real API server with its controllers and no nodes: pods are made and stay Pending."""
+    given = os.environ.get(SERVICES["kubernetes"].variable)
+    if given:
+        return existing(Path(given))
+    plane: ControlPlane = request.getfixturevalue("control_plane")
+    return plane.access

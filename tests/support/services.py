@@ -13,8 +13,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
+
+from tests.support.controlplane.build import binaries
+from tests.support.controlplane.servers import ControlPlane
 
 __all__ = ["SERVICES", "RedisServer", "Service", "missing"]
 
@@ -24,28 +28,57 @@ _POLL_S: Final = 0.01
 
 
 class Service:
-    """A server that tests need: its variable names one that runs already, its program starts one."""
+    """A server that tests need: its variable names one that runs already, its programs start one.
 
-    def __init__(self, *, name: str, variable: str, program: str, install: str) -> None:
+    `prepare` makes what takes too long for a test's time limit; it is given what says how far it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        variable: str,
+        programs: tuple[str, ...],
+        install: str,
+        prepare: Callable[[Callable[[str], None]], object] | None = None,
+    ) -> None:
         self.name = name
         self.variable = variable
-        self.program = program
+        self.programs = programs
         self.install = install
+        self._prepare = prepare
+
+    @property
+    def given(self) -> bool:
+        return bool(os.environ.get(self.variable))
 
     @property
     def available(self) -> bool:
-        return bool(os.environ.get(self.variable)) or self.startable
+        return self.given or self.startable
 
     @property
     def startable(self) -> bool:
         """Whether a test can have one of its own, to kill it."""
-        return shutil.which(self.program) is not None
+        return all(shutil.which(program) for program in self.programs)
+
+    def prepare(self, say: Callable[[str], None]) -> None:
+        if self._prepare is not None:
+            self._prepare(say)
 
 
 SERVICES: Final = {
     service.name: service
     for service in (
-        Service(name="redis", variable="REDIS_URL", program="redis-server", install="apt-get install -y redis-server"),
+        Service(
+            name="redis", variable="REDIS_URL", programs=("redis-server",), install="apt-get install -y redis-server"
+        ),
+        Service(
+            name="kubernetes",
+            variable="KUBECONFIG",
+            programs=("etcd", "go", "setpriv"),
+            install="apt-get install -y etcd-server, and Go 1.24 or later from https://go.dev/dl",
+            prepare=binaries,
+        ),
     )
 }
 
@@ -127,16 +160,21 @@ def main() -> int:
         print(f"{service.name}: not installed. {service.install}", file=sys.stderr)
     if absent:
         return 1
+    binaries(lambda line: print(line, file=sys.stderr, flush=True))
     with tempfile.TemporaryDirectory(prefix="penstock-services-") as folder:
         redis = RedisServer(Path(folder) / "redis")
-        redis.start()
+        kubernetes = ControlPlane(Path(folder) / "kubernetes")
         try:
-            print(f"export REDIS_URL={redis.url}", flush=True)
-            print("Ctrl-C stops it and removes what it stored.", file=sys.stderr)
+            redis.start()
+            kubernetes.start()
+            print(f"export REDIS_URL={redis.url}")
+            print(f"export KUBECONFIG={kubernetes.access.kubeconfig}", flush=True)
+            print("Ctrl-C stops them and removes what they stored.", file=sys.stderr)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: None)
             signal.pause()
         finally:
+            kubernetes.stop()
             redis.stop()
     return 0
 
