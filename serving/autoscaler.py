@@ -1,7 +1,7 @@
 """The autoscaler: follows PodAutoscalers, turns demand into decisions, and decisions into instances.
 
-Each revision has a worker that does one thing after the other: publish ready instances (EndpointSlices), decide, make
-or retire instances, write the PodAutoscaler's status. It runs every tick, when an instance changes, when its
+Each revision has a worker that does one thing after the other: publish ready instances (EndpointSlices), decide, ask
+for or retire instances, write the PodAutoscaler's status. It runs every tick, when an instance changes, when its
 PodAutoscaler changes, and at once when a gateway holds a request that no instance can take.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -28,7 +29,7 @@ from serving.instances.port import CannotRun, Instance, Instances
 from serving.instances.spec import instance_spec
 from serving.reconcile.podautoscaler import Failure, scaling_status
 from serving.resources import LABEL_CONFIGURATION, LABEL_REVISION, LABEL_SERVICE, POD_AUTOSCALER, REVISION
-from serving.scaler import Scaler, ScalingDecision
+from serving.scaler import Plan, Scaler, ScalingDecision
 from serving.scaling import ScalingSettings
 
 __all__ = ["FOLLOWED", "Autoscaler"]
@@ -237,7 +238,12 @@ class _Worker:
         self._dirty = asyncio.Event()
         self._ended = False
         self._checked = False
-        self._made_at: dict[str, float] = {}
+        #: When each instance that was asked for and has not appeared yet was found missing, by the loop's clock.
+        self._missing: deque[float] = deque()
+        #: The same for those that appeared and are not ready yet, by name.
+        self._starting: dict[str, float] = {}
+        #: Retiring ones that gateways are being told of: stop has not been called for them yet.
+        self._noticed: set[str] = set()
         meta = scaler.resource.meta
         self._labels = {"namespace": meta.namespace, "revision": meta.name}
         metrics = shared.metrics
@@ -251,12 +257,16 @@ class _Worker:
         self._dirty.set()
 
     def note(self, instance: Instance) -> None:
+        if instance.phase in ("draining", "gone"):
+            self._noticed.discard(instance.name)
+        elif self._missing and instance.name not in self.scaler.instances:
+            self._starting[instance.name] = self._missing.popleft()
         self.scaler.note(instance)
-        made_at = self._made_at.get(instance.name)
-        if made_at is not None and instance.phase not in ("starting", "waiting"):
-            del self._made_at[instance.name]
+        began = self._starting.get(instance.name)
+        if began is not None and instance.phase not in ("starting", "waiting"):
+            del self._starting[instance.name]
             if instance.phase == "ready":
-                self._starts.observe(asyncio.get_running_loop().time() - made_at)
+                self._starts.observe(asyncio.get_running_loop().time() - began)
         self.poke()
 
     def end(self) -> None:
@@ -302,10 +312,11 @@ class _Worker:
         if revision is None:
             return
         plan = self.scaler.plan(self._shared.clock.now())
-        if plan.make or not self._checked or self.scaler.refusal is not None:
-            await self._make(revision, plan.make)
+        if plan.make or self._missing or not self._checked or self.scaler.refusal is not None:
+            await self._scale(revision, plan)
         if plan.stop:
             self.scaler.retiring.update(plan.stop)
+            self._noticed.update(plan.stop)
             await self._publish()
             for name in plan.stop:
                 self._tasks.create_task(self._retire(name), name=f"retire {name}")
@@ -318,13 +329,15 @@ class _Worker:
         meta = self.scaler.resource.meta
         return self._shared.follower.get(Key(REVISION, meta.namespace, meta.name))
 
-    async def _make(self, revision: Resource, count: int) -> None:
-        """Make instances; with none to make, find out whether it could be done."""
-        began = asyncio.get_running_loop().time()
+    async def _scale(self, revision: Resource, plan: Plan) -> None:
+        """Say how many instances there are to be; with none, find out whether it could be done."""
+        now = asyncio.get_running_loop().time()
+        while len(self._missing) > plan.make:
+            self._missing.pop()
+        self._missing.extend([now] * (plan.make - len(self._missing)))
         try:
             spec = instance_spec(revision, self._shared.follower.get)
-            for name in await self._shared.instances.make(spec, count):
-                self._made_at[name] = began
+            await self._shared.instances.scale(spec, plan.count + len(self._noticed))
         except CannotRun as error:
             self.scaler.refusal = Failure(error.reason, str(error))
         else:
@@ -333,6 +346,8 @@ class _Worker:
 
     async def _retire(self, name: str) -> None:
         await asyncio.sleep(DRAIN_NOTICE_S)
+        # No await in between: an instance that is told to stop is not counted by `scale` any more.
+        self._noticed.discard(name)
         await self._shared.instances.stop(name)
 
     async def _publish(self) -> None:

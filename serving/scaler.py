@@ -36,8 +36,9 @@ MAX_FILLED_S: Final = 5
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What to change: so many new instances, and these to end."""
+    """What to change: `count` instances there are to be, of which `make` are missing, and these to end."""
 
+    count: int
     make: int = 0
     stop: tuple[str, ...] = ()
 
@@ -177,8 +178,9 @@ class Scaler:
         )
         surplus = len(counted) - decision.desired
         if surplus <= 0:
-            return Plan(make=-surplus)
-        return Plan(stop=tuple(one.name for one in sorted(counted, key=_worth)[:surplus]))
+            return Plan(count=decision.desired, make=-surplus)
+        stop = tuple(one.name for one in sorted(counted, key=_worth)[:surplus])
+        return Plan(count=decision.desired, stop=stop)
 
     def _counted(self) -> list[Instance]:
         """Instances that are here to stay, in the order they were made."""

@@ -126,20 +126,23 @@ class LocalProcesses:
         for life in self._lives.values():
             listener(life.instance)
 
-    async def make(self, spec: InstanceSpec, count: int) -> tuple[str, ...]:
+    async def scale(self, spec: InstanceSpec, count: int) -> None:
         what = self._launcher.recognise(spec)
+        missing = count - self._staying(spec)
         free = max(0, self._max_instances - len(self._lives))
-        if count > free:
-            facts = {"revision": spec.revision, "asked": count, "limit": self._max_instances, "making": free}
+        if missing > free:
+            facts = {"revision": spec.revision, "asked": missing, "limit": self._max_instances, "making": free}
             _log.warning("the machine's limit of instances is reached", extra={"facts": facts})
-        names = []
-        for _ in range(min(count, free)):
-            name = self._new_name(spec.revision)
-            life = self._life(spec, what, name)
+        for _ in range(min(missing, free)):
+            life = self._life(spec, what, self._new_name(spec.revision))
             self._tell(life.instance)
             life.begin()
-            names.append(name)
-        return tuple(names)
+
+    def _staying(self, spec: InstanceSpec) -> int:
+        """How many instances of the Revision nobody asked to stop."""
+        place = (spec.namespace, spec.revision)
+        lives = [life for life in self._lives.values() if (life.instance.namespace, life.instance.revision) == place]
+        return sum(1 for life in lives if not life.is_stopping)
 
     async def stop(self, name: str) -> None:
         life = self._lives.get(name)
@@ -214,6 +217,10 @@ class _Life:
     def begin(self, started: Started | None = None) -> None:
         """Start the process now, or go on with one that was adopted, and live on as a task."""
         self._task = asyncio.create_task(self._live(started or self._start()))
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stopping.is_set()
 
     async def stop(self) -> None:
         self._stopping.set()

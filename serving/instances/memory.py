@@ -14,17 +14,22 @@ __all__ = ["MemoryInstances"]
 
 
 class MemoryInstances:
-    """Instances become ready `start_s` seconds after they are made, and take `drain_s` to stop.
+    """Instances appear `appear_s` seconds after they were asked for, become ready `start_s` seconds later, and take
+    `drain_s` to stop.
 
     `restart_s` is the pause before a crashed one is started again.
     """
 
-    def __init__(self, *, start_s: float = 0.0, drain_s: float = 0.0, restart_s: float = 1.0) -> None:
+    def __init__(
+        self, *, appear_s: float = 0.0, start_s: float = 0.0, drain_s: float = 0.0, restart_s: float = 1.0
+    ) -> None:
+        self._appear_s = appear_s
         self.start_s = start_s
         self._drain_s = drain_s
         self._restart_s = restart_s
         self._instances: dict[str, Instance] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._asked: dict[tuple[str, str], list[asyncio.TimerHandle]] = {}
         self._listeners: list[Listener] = []
         self._logs: dict[tuple[str, str], list[LogLine]] = {}
         self._written = asyncio.Condition()
@@ -40,20 +45,20 @@ class MemoryInstances:
         for instance in self._instances.values():
             listener(instance)
 
-    async def make(self, spec: InstanceSpec, count: int) -> tuple[str, ...]:
+    async def scale(self, spec: InstanceSpec, count: int) -> None:
         if not spec.source:
             raise CannotRun("ImageNotMapped", f"Nothing says what the image {spec.image} is on this machine.")
-        made = []
-        for _ in range(count):
-            number = next(self._numbers)
-            name = f"{spec.revision}-{number:05d}"
-            self._instances[name] = Instance(
-                name=name, namespace=spec.namespace, revision=spec.revision, phase="starting"
-            )
-            self._tell(self._instances[name])
-            self._after(self.start_s, name, "ready")
-            made.append(name)
-        return tuple(made)
+        place = (spec.namespace, spec.revision)
+        staying = [one for one in self.instances if (one.namespace, one.revision) == place and one.phase != "draining"]
+        asked = self._asked.setdefault(place, [])
+        missing = max(0, count - len(staying))
+        while len(asked) > missing:
+            asked.pop().cancel()
+        for _ in range(missing - len(asked)):
+            if self._appear_s:
+                asked.append(asyncio.get_running_loop().call_later(self._appear_s, self._appear, place))
+            else:
+                self._begin(place)
 
     async def stop(self, name: str) -> None:
         if name not in self._instances:
@@ -97,8 +102,22 @@ class MemoryInstances:
 
     def close(self) -> None:
         """Forget every timer."""
+        for asked in self._asked.values():
+            while asked:
+                asked.pop().cancel()
         for name in list(self._timers):
             self._cancel(name)
+
+    def _appear(self, place: tuple[str, str]) -> None:
+        self._asked[place].pop(0)
+        self._begin(place)
+
+    def _begin(self, place: tuple[str, str]) -> None:
+        namespace, revision = place
+        name = f"{revision}-{next(self._numbers):05d}"
+        self._instances[name] = Instance(name=name, namespace=namespace, revision=revision, phase="starting")
+        self._tell(self._instances[name])
+        self._after(self.start_s, name, "ready")
 
     def _after(self, seconds: float, name: str, phase: Phase) -> None:
         loop = asyncio.get_running_loop()

@@ -1,7 +1,11 @@
-"""The Instances port: make instances of a Revision, learn which are ready and where, stop one, read its log.
+"""The Instances port: say how many instances of a Revision there are to be, learn which are ready and where, stop one,
+read its log.
 
 Every adapter (local processes, the in-memory fake) passes `tests/conformance/instances.py`. An instance is to a
 Revision what a pod is in Kubernetes: it keeps its name while its process is restarted.
+
+How many there are to be is a level, not an order for so many more: where instances are pods, others make them some
+time after they were asked for. Saying the same number again changes nothing.
 """
 
 from __future__ import annotations
@@ -109,21 +113,25 @@ class Instances(Protocol):
         """Tell `listener` every instance that there is, now, and from then on every change of any."""
         ...
 
-    async def make(self, spec: InstanceSpec, count: int) -> tuple[str, ...]:
-        """Begin `count` more instances (fewer where a stated limit of the adapter is reached) and return their names at
-        once; `watch` tells how they fare. An instance whose process ends by itself is started again, after a growing
-        pause. With a count of 0 this is only a check.
+    async def scale(self, spec: InstanceSpec, count: int) -> None:
+        """There are to be `count` instances of the Revision, not counting those that drain or that `stop` was called
+        for: what is missing is begun (as far as a stated limit of the adapter allows), and what was asked for and has
+        not appeared yet is taken back. Those that are there stay, also where they are more than `count`.
 
-        Raises CannotRun.
+        Returns at once; `watch` tells which instances appear and how they fare. An instance whose process ends by
+        itself is started again, after a growing pause. With a count of 0 this is only a check.
+
+        Raises CannotRun; Unavailable or Conflict where the adapter's own store cannot be written just now.
         """
         ...
 
     async def stop(self, name: str) -> None:
-        """Ask an instance to finish what it is doing, and end it when it has, or after its drain timeout. Returns when
-        it is gone; one that does not exist is gone already. Route nothing to it before calling this."""
+        """Ask an instance to finish what it is doing, and end it when it has, or after its drain timeout. No other
+        takes its place. Returns when it is gone; one that does not exist is gone already. Route nothing to it before
+        calling this. Never raises: what cannot be written just now is tried again."""
         ...
 
     def log(self, namespace: str, revision: str, *, tail: int | None, follow: bool) -> AsyncGenerator[LogLine]:
-        """What the Revision's instances wrote: the last `tail` lines of each (None for all that is kept), instances
-        that are gone included; with `follow`, then every line to come, without end."""
+        """What the Revision's instances wrote: the last `tail` lines of each (None for all that is kept), those that
+        are gone included as far as the place keeps their logs; with `follow`, then every line to come, without end."""
         ...

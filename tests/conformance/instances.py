@@ -42,6 +42,7 @@ class Watched:
 
     def __init__(self, instances: Instances) -> None:
         self.told: list[Instance] = []
+        self._instances = instances
         self._changed = asyncio.Event()
         instances.watch(self._on_change)
 
@@ -54,6 +55,18 @@ class Watched:
 
     def phases(self, name: str) -> list[str]:
         return [instance.phase for instance in self.told if instance.name == name]
+
+    @property
+    def present(self) -> list[str]:
+        """Names of the instances that are not gone, in the order they appeared."""
+        names = dict.fromkeys(instance.name for instance in self.told)
+        return [name for name in names if self.latest(name).phase != "gone"]
+
+    async def begun(self, spec: InstanceSpec, count: int) -> list[str]:
+        """Ask for `count` instances, where there are none, and wait until they appear; their names."""
+        await self._instances.scale(spec, count)
+        await self.until(lambda: len(self.present) >= count)
+        return self.present
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(DEADLINE_S):
@@ -68,7 +81,7 @@ class Watched:
 class InstancesConformance:
     async def test_a_made_instance_starts_and_becomes_ready_at_an_address(self, harness: Harness) -> None:
         watched = Watched(harness.instances)
-        (name,) = await harness.instances.make(harness.spec(), 1)
+        (name,) = await watched.begun(harness.spec(), 1)
         await watched.ready(name)
         latest = watched.latest(name)
         assert (latest.namespace, latest.revision) == ("default", "hello-00001")
@@ -78,35 +91,67 @@ class InstancesConformance:
 
     async def test_several_instances_have_names_and_addresses_of_their_own(self, harness: Harness) -> None:
         watched = Watched(harness.instances)
-        names = await harness.instances.make(harness.spec(), 3)
+        names = await watched.begun(harness.spec(), 3)
         await watched.ready(*names)
         assert len(set(names)) == 3
         assert len({watched.latest(name).address for name in names}) == 3
 
     async def test_a_count_of_zero_is_only_a_check(self, harness: Harness) -> None:
         watched = Watched(harness.instances)
-        assert await harness.instances.make(harness.spec(), 0) == ()
+        await harness.instances.scale(harness.spec(), 0)
         assert watched.told == []
+
+    async def test_asking_for_the_same_number_again_changes_nothing(self, harness: Harness) -> None:
+        watched = Watched(harness.instances)
+        await harness.instances.scale(harness.spec(), 2)
+        await harness.instances.scale(harness.spec(), 2)
+        await watched.until(lambda: len(watched.present) == 2)
+        await watched.ready(*watched.present)
+        await harness.instances.scale(harness.spec(), 2)
+        assert [watched.phases(name) for name in watched.present] == [["starting", "ready"]] * 2
+
+    async def test_only_what_is_missing_is_begun_and_what_is_there_stays(self, harness: Harness) -> None:
+        watched = Watched(harness.instances)
+        names = await watched.begun(harness.spec(), 2)
+        await watched.ready(*names)
+        await harness.instances.scale(harness.spec(), 3)
+        await watched.until(lambda: len(watched.present) == 3)
+        await watched.ready(*watched.present)
+        await harness.instances.scale(harness.spec(), 1)
+        assert watched.present[:2] == names
+        assert {watched.latest(name).phase for name in watched.present} == {"ready"}
+
+    async def test_an_instance_that_is_being_stopped_does_not_count(self, harness: Harness) -> None:
+        watched = Watched(harness.instances)
+        (first,) = await watched.begun(harness.spec(), 1)
+        await watched.ready(first)
+        stopping = asyncio.create_task(harness.instances.stop(first))
+        await watched.until(lambda: watched.latest(first).phase in ("draining", "gone"))
+        await harness.instances.scale(harness.spec(), 1)
+        await stopping
+        await watched.until(lambda: len(watched.present) == 1)
+        await watched.ready(*watched.present)
+        assert watched.present != [first]
 
     @pytest.mark.parametrize("count", [0, 1])
     async def test_what_cannot_be_run_is_refused_with_a_reason(self, harness: Harness, count: int) -> None:
         watched = Watched(harness.instances)
         with pytest.raises(CannotRun) as refused:
-            await harness.instances.make(harness.unknown_spec(), count)
+            await harness.instances.scale(harness.unknown_spec(), count)
         assert refused.value.reason == "ImageNotMapped"
         assert "example.com/unknown" in str(refused.value)
         assert watched.told == []
 
     async def test_a_listener_that_comes_late_is_told_what_there_is(self, harness: Harness) -> None:
         watched = Watched(harness.instances)
-        (name,) = await harness.instances.make(harness.spec(), 1)
+        (name,) = await watched.begun(harness.spec(), 1)
         await watched.ready(name)
         late = Watched(harness.instances)
         assert late.told == [watched.latest(name)]
 
     async def test_a_stopped_instance_drains_and_is_gone_when_stop_returns(self, harness: Harness) -> None:
         watched = Watched(harness.instances)
-        first, second = await harness.instances.make(harness.spec(), 2)
+        first, second = await watched.begun(harness.spec(), 2)
         await watched.ready(first, second)
         await harness.instances.stop(first)
         assert watched.phases(first) == ["starting", "ready", "draining", "gone"]
@@ -115,7 +160,7 @@ class InstancesConformance:
 
     async def test_an_instance_can_be_stopped_while_it_starts(self, harness: Harness) -> None:
         watched = Watched(harness.instances)
-        (name,) = await harness.instances.make(harness.spec(), 1)
+        (name,) = await watched.begun(harness.spec(), 1)
         await harness.instances.stop(name)
         assert watched.phases(name)[-1] == "gone"
 
@@ -124,14 +169,14 @@ class InstancesConformance:
 
     async def test_stopping_twice_at_once_is_stopping_once(self, harness: Harness) -> None:
         watched = Watched(harness.instances)
-        (name,) = await harness.instances.make(harness.spec(), 1)
+        (name,) = await watched.begun(harness.spec(), 1)
         await watched.ready(name)
         await asyncio.gather(harness.instances.stop(name), harness.instances.stop(name))
         assert watched.phases(name).count("gone") == 1
 
     async def test_a_crashed_instance_says_why_and_is_started_again_under_its_name(self, harness: Harness) -> None:
         watched = Watched(harness.instances)
-        (name,) = await harness.instances.make(harness.spec(), 1)
+        (name,) = await watched.begun(harness.spec(), 1)
         await watched.ready(name)
         await harness.crash(name)
         await watched.until(lambda: watched.phases(name).count("ready") == 2)
@@ -144,7 +189,7 @@ class InstancesConformance:
 
     async def test_a_crashed_instance_can_be_stopped_while_it_waits(self, harness: Harness) -> None:
         watched = Watched(harness.instances)
-        (name,) = await harness.instances.make(harness.spec(), 1)
+        (name,) = await watched.begun(harness.spec(), 1)
         await watched.ready(name)
         await harness.crash(name)
         await watched.until(lambda: "waiting" in watched.phases(name))
@@ -153,7 +198,7 @@ class InstancesConformance:
 
     async def test_the_phases_follow_the_lifecycle(self, harness: Harness) -> None:
         watched = Watched(harness.instances)
-        names = await harness.instances.make(harness.spec(), 2)
+        names = await watched.begun(harness.spec(), 2)
         await watched.ready(*names)
         await harness.crash(names[0])
         await watched.until(lambda: watched.phases(names[0]).count("ready") == 2)
@@ -164,7 +209,7 @@ class InstancesConformance:
 
     async def test_the_log_holds_the_last_lines_and_outlives_the_instance(self, harness: Harness) -> None:
         watched = Watched(harness.instances)
-        (name,) = await harness.instances.make(harness.spec(), 1)
+        (name,) = await watched.begun(harness.spec(), 1)
         await watched.ready(name)
         for text in ("one", "two", "three"):
             await harness.write(name, text)
@@ -174,7 +219,7 @@ class InstancesConformance:
 
     async def test_a_followed_log_goes_on(self, harness: Harness) -> None:
         watched = Watched(harness.instances)
-        (name,) = await harness.instances.make(harness.spec(), 1)
+        (name,) = await watched.begun(harness.spec(), 1)
         await watched.ready(name)
         await harness.write(name, "before")
         lines = harness.instances.log("default", "hello-00001", tail=1, follow=True)

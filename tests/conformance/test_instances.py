@@ -147,7 +147,7 @@ class TestLocalProcesses(InstancesConformance):
 
 
 async def made(harness: LocalHarness, spec: InstanceSpec) -> str:
-    (name,) = await harness.instances.make(spec, 1)
+    (name,) = await harness.watched.begun(spec, 1)
     return name
 
 
@@ -202,8 +202,11 @@ async def test_the_machine_has_a_limit_of_instances(tmp_path: Path) -> None:
         directory=tmp_path / "instances", root=tmp_path, environment={"PATH": os.environ["PATH"]}, max_instances=2
     )
     try:
-        assert len(await limited.make(harness.spec(), 3)) == 2
-        assert await limited.make(harness.spec(), 1) == ()
+        watched = Watched(limited)
+        await limited.scale(harness.spec(), 3)
+        assert len(watched.present) == 2
+        await limited.scale(harness.spec(), 3)
+        assert len(watched.present) == 2
     finally:
         await limited.close()
 
@@ -279,7 +282,7 @@ async def main():
     instances = LocalProcesses(directory=directory / "instances", root=directory, environment={})
     await instances.start()
     instances.watch(lambda one: print(one.name, one.phase, one.address and one.address[1], flush=True))
-    await instances.make(msgspec.json.decode(sys.argv[2], type=InstanceSpec), 2)
+    await instances.scale(msgspec.json.decode(sys.argv[2], type=InstanceSpec), 2)
     await asyncio.sleep(60)
 
 asyncio.run(main())

@@ -72,15 +72,14 @@ async def ask(app, method, path, body=b"", *, chunks=None):
 async def serving():
     """(app, its autoscaler, its instances, the names of one instance per revision)."""
     autoscaler, instances = Autoscaler(), MemoryInstances()
-    names = []
     for revision in autoscaler.revisions("default", "hello"):
         spec = InstanceSpec(
             namespace="default", revision=revision, service="hello", configuration="hello", image="x", source="x"
         )
-        names += await instances.make(spec, 1)
+        await instances.scale(spec, 1)
     app = FastAPI()
     app.include_router(create_router(autoscaler=autoscaler, instances=instances))
-    return app, autoscaler, instances, names
+    return app, autoscaler, instances, [one.name for one in instances.instances]
 
 
 def test_a_demand_report_reaches_the_autoscaler():
@@ -149,7 +148,8 @@ def test_followed_logs_are_joined_by_a_revision_that_is_made_later_and_left_by_o
         spec = InstanceSpec(
             namespace="default", revision="hello-3", service="hello", configuration="hello", image="x", source="x"
         )
-        (three,) = await instances.make(spec, 1)
+        await instances.scale(spec, 1)
+        three = instances.instances[-1].name
         await instances.write(three, "first")
         autoscaler.names = ["hello-00002", "hello-3"]
         await asyncio.sleep(1)

@@ -175,6 +175,39 @@ def test_many_held_requests_start_as_many_instances_as_they_need_in_one_step():
     run_virtual(main())
 
 
+def test_instances_that_appear_some_time_after_they_were_asked_for_are_asked_for_once():
+    async def main():
+        instances = MemoryInstances(appear_s=3.0, start_s=0.5, drain_s=0.1)
+        async with platform(instances=instances) as it:
+            await it.apply(initial_scale=0, target=10, target_utilization_percentage=100, window="60s")
+            await asyncio.sleep(5)
+            told: set[str] = set()
+            instances.watch(lambda instance: told.add(instance.name))
+            it.demand(queued=25)
+            await it.load(10, 25.0)
+            assert len(told) == len(it.running()) == 3
+            starts = it.metrics.histogram("penstock_instance_start_seconds", "")
+            assert sum(starts.counts) == 3
+            assert starts.total == pytest.approx(3 * 3.5)
+
+    run_virtual(main())
+
+
+def test_what_was_asked_for_and_is_not_needed_any_more_is_taken_back():
+    async def main():
+        instances = MemoryInstances(appear_s=60.0, start_s=0.1, drain_s=0.1)
+        async with platform(instances=instances) as it:
+            await it.apply(initial_scale=0, target=10, target_utilization_percentage=100, window="6s")
+            await asyncio.sleep(5)
+            told: set[str] = set()
+            instances.watch(lambda instance: told.add(instance.name))
+            it.demand(queued=25)
+            await asyncio.sleep(120)
+            assert told == set()
+
+    run_virtual(main())
+
+
 def test_scale_follows_load_up_and_down():
     async def main():
         async with platform() as it:
