@@ -19,12 +19,11 @@ import msgspec
 
 from broker.delivery import Decision, Done, Outcome, RetryAt, decide
 from broker.ledger import Attempt, Ledger, OutcomeName
-from broker.letters import dead_letter
 from broker.log.port import Entry, EventLog, Page, Record, Subscription
 from broker.table import TriggerSpec
 from core.clock import Clock
 from core.errors import InvalidInput, PenstockError
-from core.events import CloudEvent, binary_head, from_http, is_event, to_structured
+from core.events import CloudEvent, binary_head, dead_letter, from_http, is_event, to_structured
 from core.limits import MAX_REPLY_BYTES
 from core.net.names import Names, Target
 from core.net.types import Address, ConnectionLost, Headers, NetError, Response

@@ -19,7 +19,6 @@ from broker.resources import (
     DEFAULT_CLASS,
     TRIGGER,
     BrokerShape,
-    DeliveryShape,
     TriggerShape,
     class_of,
     dependency_of,
@@ -27,6 +26,7 @@ from broker.resources import (
 from core.control.reconcile import Outcome, View
 from core.resources import (
     Condition,
+    DeliveryShape,
     Destination,
     Key,
     KindRef,

@@ -1,7 +1,7 @@
 """The kinds Broker and Trigger: their shape, defaults and rules.
 
 Sources: knative/specs `eventing/control-plane.md`; knative/eventing `pkg/apis/eventing/v1` (defaults, validation,
-immutability), `pkg/apis/duck/v1/delivery_types.go`, `config-br-defaults` and the printed columns of the two CRDs.
+immutability), `config-br-defaults` and the printed columns of the two CRDs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from broker import filters
 from core.errors import FieldError
 from core.resources import (
     Column,
+    DeliveryShape,
     Destination,
     Kind,
     KindRef,
     KReference,
     Resource,
-    parse_iso_duration,
+    validate_delivery,
     validate_destination,
 )
 
@@ -36,7 +37,6 @@ __all__ = [
     "REDIS_CLASS",
     "TRIGGER",
     "BrokerShape",
-    "DeliveryShape",
     "FilterShape",
     "ObjectReference",
     "TriggerShape",
@@ -64,26 +64,10 @@ DEPENDENCY_ANNOTATION: Final = "knative.dev/dependency"
 #: What Knative's `config-br-defaults` gives a Broker that says nothing of delivery.
 DEFAULT_DELIVERY: Final[Mapping[str, Any]] = {"retry": 10, "backoffPolicy": "exponential", "backoffDelay": "PT0.2S"}
 
-#: More would keep an event in retries for days; Knative sets no bound of its own.
-MAX_RETRY: Final = 1000
 #: Filters in one Trigger, counted through all levels: each costs a comparison per event.
 MAX_FILTERS: Final = 200
 
 _ATTRIBUTE: Final = re.compile(r"[a-z][a-z0-9]*\Z")
-
-
-class DeliveryShape(
-    msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True, forbid_unknown_fields=True
-):
-    """``spec.delivery``. Durations are ISO 8601 text; None leaves a setting to the Broker, then to the platform."""
-
-    dead_letter_sink: Destination | None = None
-    retry: int | None = None
-    timeout: str | None = None
-    backoff_policy: str | None = None
-    backoff_delay: str | None = None
-    retry_after_max: str | None = None
-    format: str | None = None
 
 
 class BrokerShape(
@@ -237,7 +221,7 @@ def _validate_broker(new: Resource, old: Resource | None) -> Iterator[FieldError
         for name, value in (("kind", shape.config.kind), ("name", shape.config.name)):
             if not value:
                 yield FieldError(path=f"spec.config.{name}", rule="is required")
-    yield from _delivery_errors(shape.delivery, "spec.delivery")
+    yield from validate_delivery(shape.delivery, "spec.delivery")
     if old is not None and old.spec.get("config") != new.spec.get("config"):
         rule = "is immutable: delete the Broker and create it again to change it"
         yield FieldError(path="spec.config", rule=rule, value=new.spec.get("config"))
@@ -268,7 +252,7 @@ def _validate_trigger(new: Resource, old: Resource | None) -> Iterator[FieldErro
     if count > MAX_FILTERS:
         yield FieldError(path="spec.filters", rule=f"must not hold more than {MAX_FILTERS} filters", value=count)
     yield from validate_destination(shape.subscriber, "spec.subscriber")
-    yield from _delivery_errors(shape.delivery, "spec.delivery")
+    yield from validate_delivery(shape.delivery, "spec.delivery")
     yield from _dependency_errors(new)
 
 
@@ -342,35 +326,6 @@ def _name_errors(attributes: Iterable[str], path: str) -> Iterator[FieldError]:
         if _ATTRIBUTE.match(name) is None:
             rule = "is not an attribute name: start with a letter, use only a-z and 0-9"
             yield FieldError(path=f"{path}[{name}]", rule=rule)
-
-
-def _delivery_errors(delivery: DeliveryShape | None, path: str) -> Iterator[FieldError]:
-    if delivery is None:
-        return
-    if delivery.dead_letter_sink is not None:
-        yield from validate_destination(delivery.dead_letter_sink, f"{path}.deadLetterSink")
-    if delivery.retry is not None and not 0 <= delivery.retry <= MAX_RETRY:
-        yield FieldError(path=f"{path}.retry", rule=f"must be from 0 to {MAX_RETRY}", value=delivery.retry)
-    if delivery.backoff_policy not in (None, "linear", "exponential"):
-        rule = "must be linear or exponential"
-        yield FieldError(path=f"{path}.backoffPolicy", rule=rule, value=delivery.backoff_policy)
-    if delivery.format not in (None, "binary", "json"):
-        yield FieldError(path=f"{path}.format", rule="must be binary or json", value=delivery.format)
-    for name, text, minimum in (
-        ("timeout", delivery.timeout, "more than zero"),
-        ("backoffDelay", delivery.backoff_delay, ""),
-        ("retryAfterMax", delivery.retry_after_max, ""),
-    ):
-        if text is None:
-            continue
-        try:
-            seconds = parse_iso_duration(text)
-        except ValueError:
-            rule = "must be an ISO 8601 duration such as PT0.2S or PT5M"
-            yield FieldError(path=f"{path}.{name}", rule=rule, value=text)
-        else:
-            if minimum and seconds <= 0:
-                yield FieldError(path=f"{path}.{name}", rule=f"must be {minimum}", value=text)
 
 
 _READY: Final = (

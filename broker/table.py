@@ -11,9 +11,9 @@ import msgspec
 from broker import filters
 from broker.delivery import Policy
 from broker.filters import FilterIndex
-from broker.resources import BrokerShape, DeliveryShape, TriggerShape, compile_filter
+from broker.resources import BrokerShape, TriggerShape, compile_filter
 from core.clock import parse_rfc3339
-from core.resources import Resource, parse_iso_duration
+from core.resources import DeliveryShape, Resource, parse_iso_duration
 
 __all__ = ["EMPTY", "BrokerSpec", "Table", "TableBuilder", "TriggerSpec", "broker_spec", "trigger_spec"]
 

@@ -9,12 +9,14 @@ from core.events.http import (
     to_structured,
     with_binary_head,
 )
+from core.events.letters import dead_letter
 from core.events.value import CloudEvent, is_json_type, new_event
 
 __all__ = [
     "CloudEvent",
     "STRUCTURED_TYPE",
     "binary_head",
+    "dead_letter",
     "from_http",
     "is_event",
     "is_json_type",

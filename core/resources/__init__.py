@@ -1,6 +1,7 @@
 """Resources: their metadata, conditions, destinations and durations, and the registry of kinds."""
 
 from core.resources.conditions import Condition, is_ready, merge_conditions, summarize
+from core.resources.delivery import DeliveryShape, validate_delivery
 from core.resources.destination import Destination, KReference, Unresolved, resolve, validate_destination
 from core.resources.durations import parse_go_duration, parse_iso_duration
 from core.resources.kinds import Column, Kind, Registry
@@ -9,6 +10,7 @@ from core.resources.meta import Key, KindRef, ObjectMeta, OwnerReference, Resour
 __all__ = [
     "Column",
     "Condition",
+    "DeliveryShape",
     "Destination",
     "KReference",
     "Key",
@@ -26,5 +28,6 @@ __all__ = [
     "parse_iso_duration",
     "resolve",
     "summarize",
+    "validate_delivery",
     "validate_destination",
 ]

@@ -10,7 +10,7 @@ import base64
 from typing import Final
 
 from core.errors import InvalidInput
-from core.events import CloudEvent
+from core.events.value import CloudEvent
 
 __all__ = ["dead_letter"]
 
