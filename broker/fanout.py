@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Final
 
@@ -142,6 +142,15 @@ class Fanout:
         last = self._services.log.last()
         for dispatcher in self._dispatchers.values():
             dispatcher.looked_at(last, CHECKPOINT_EVERY)
+
+    @property
+    def held(self) -> Collection[str]:
+        """The uids of the Triggers that this process delivers for."""
+        return self._held
+
+    def whole_backlog(self) -> int:
+        """How many events wait for this process's Triggers, at most."""
+        return sum(dispatcher.backlog for dispatcher in self._dispatchers.values())
 
     def backlog(self, uid: str) -> int:
         """How many events wait for a Trigger, at most."""

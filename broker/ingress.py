@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Final
 
 from broker.dispatch import TTL_ATTRIBUTE
 from broker.log.port import Entry, EventLog, LogFull, Record
-from broker.table import EMPTY, BrokerSpec, Table
+from broker.pages import PATHS
+from broker.table import Table
 from core.clock import Clock
 from core.errors import InvalidInput, Overloaded, PenstockError
 from core.events import CloudEvent, binary_head, with_binary_head
 from core.limits import MAX_EVENT_BYTES
 from core.net.body import IGNORE, collect
-from core.net.types import BodySink, Exchange, Headers, RequestHead
+from core.net.types import BodySink, Exchange, Handler, Headers, RequestHead
 from core.telemetry import Counter, Metrics
 
 __all__ = ["Ingress"]
@@ -38,30 +40,37 @@ _TTL_HEADER: Final = b"ce-" + TTL_ATTRIBUTE.encode()
 
 
 class Ingress:
-    """Handles ``POST /<namespace>/<broker>``, ``GET /healthz`` and ``GET /metrics``.
+    """Handles ``POST /<namespace>/<broker>``; `pages` answers what the process tells about itself.
 
-    Until `swap` was called once it knows no Brokers and asks senders to come back.
+    `logs` keep the events of the Brokers of their class; one of another class takes none here. Until `swap` was called
+    once it knows no Brokers and asks senders to come back.
     """
 
-    def __init__(self, *, log: EventLog, clock: Clock, metrics: Metrics) -> None:
-        self._log = log
+    def __init__(self, *, logs: Mapping[str, EventLog], clock: Clock, metrics: Metrics, pages: Handler) -> None:
+        self._logs = logs
         self._clock = clock
         self._metrics = metrics
+        self._pages = pages
         self._synced = False
-        self._table: Table = EMPTY
+        self._doors: dict[bytes, _Door] = {}
         self._accepted: dict[str, Counter] = {}
         self._refused: dict[int, Counter] = {}
 
     def swap(self, table: Table) -> None:
         """Take events for the Brokers of this table from now on."""
-        self._table = table
+        doors = {}
+        for path, broker in table.paths.items():
+            log = self._logs.get(broker.log_class)
+            if log is not None:
+                doors[path] = _Door(broker.key, log)
+        self._doors = doors
         self._synced = True
 
     def handle(self, head: RequestHead, exchange: Exchange) -> BodySink:
         """A `core.net.types.Handler`."""
-        broker = self._table.paths.get(head.target)
-        if broker is not None and head.method == b"POST":
-            publish = _Publish(self, broker, head, exchange)
+        door = self._doors.get(head.target)
+        if door is not None and head.method == b"POST":
+            publish = _Publish(self, door, head, exchange)
             return collect(exchange, max_bytes=MAX_EVENT_BYTES, then=publish.received, head=head)
         return self._other(head, exchange)
 
@@ -69,16 +78,15 @@ class Ingress:
 
     def _other(self, head: RequestHead, exchange: Exchange) -> BodySink:
         path = head.target.partition(b"?")[0]
-        if path in (b"/healthz", b"/metrics"):
-            self._own_page(path, head, exchange)
-            return IGNORE
-        broker = self._table.paths.get(path.rstrip(b"/"))
-        if broker is not None and head.method == b"POST":
-            publish = _Publish(self, broker, head, exchange)
+        if path in PATHS:
+            return self._pages(head, exchange)
+        door = self._doors.get(path.rstrip(b"/"))
+        if door is not None and head.method == b"POST":
+            publish = _Publish(self, door, head, exchange)
             return collect(exchange, max_bytes=MAX_EVENT_BYTES, then=publish.received, head=head)
         if not self._synced:
             self.refuse(exchange, 503, "The Brokers are not known yet. Try again in a second.", RETRY_AFTER_S)
-        elif broker is None:
+        elif door is None:
             text = f"There is no Broker at {_shown(path)}. Send events to /<namespace>/<broker> of one that exists."
             self.refuse(exchange, 404, text)
         elif head.method == b"OPTIONS":
@@ -90,20 +98,9 @@ class Ingress:
             exchange.respond(405, [_ALLOW, _TEXT], b"Send events with POST.\n")
         return IGNORE
 
-    def _own_page(self, path: bytes, head: RequestHead, exchange: Exchange) -> None:
-        if head.method not in (b"GET", b"HEAD"):
-            exchange.respond(405, [(b"allow", b"GET, HEAD"), _TEXT], b"Read this with GET.\n")
-        elif path == b"/metrics":
-            kind = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
-            exchange.respond(200, [kind], self._metrics.expose().encode())
-        elif self._synced:
-            exchange.respond(200, [_TEXT], b"ok\n")
-        else:
-            exchange.respond(503, [_TEXT, _retry_after(RETRY_AFTER_S)], b"The Brokers are not known yet.\n")
-
     # ---- publishing
 
-    def publish(self, broker: BrokerSpec, headers: Headers, body: bytes, publish: _Publish) -> None:
+    def publish(self, door: _Door, headers: Headers, body: bytes, publish: _Publish) -> None:
         """A whole request for a Broker has arrived."""
         try:
             event, encoded = with_binary_head(headers, body)
@@ -115,15 +112,15 @@ class Ingress:
             status = 415 if _is_other_format(headers) else 400
             self.refuse(publish.exchange, status, str(error))
             return
-        entry = Entry(broker.key, event.attributes, encoded, event.data or b"", self._clock.now(), ttl)
-        self._log.append(entry, publish.stored)
+        entry = Entry(door.broker, event.attributes, encoded, event.data or b"", self._clock.now(), ttl)
+        door.log.append(entry, publish.stored)
 
-    def accepted(self, broker: BrokerSpec) -> None:
-        counter = self._accepted.get(broker.key)
+    def accepted(self, broker: str) -> None:
+        counter = self._accepted.get(broker)
         if counter is None:
             text = "Events that a Broker has stored and answered 202."
-            counter = self._metrics.counter("penstock_broker_events_accepted_total", text, broker=broker.key)
-            self._accepted[broker.key] = counter
+            counter = self._metrics.counter("penstock_broker_events_accepted_total", text, broker=broker)
+            self._accepted[broker] = counter
         counter.value += 1
 
     def refused(self, exchange: Exchange, error: PenstockError) -> None:
@@ -146,23 +143,33 @@ class Ingress:
         counter.value += 1
 
 
+class _Door:
+    """A Broker's way into its log."""
+
+    __slots__ = ("broker", "log")
+
+    def __init__(self, broker: str, log: EventLog) -> None:
+        self.broker = broker
+        self.log = log
+
+
 class _Publish:
     """One POST under way."""
 
-    __slots__ = ("_broker", "_headers", "_ingress", "exchange")
+    __slots__ = ("_door", "_headers", "_ingress", "exchange")
 
-    def __init__(self, ingress: Ingress, broker: BrokerSpec, head: RequestHead, exchange: Exchange) -> None:
+    def __init__(self, ingress: Ingress, door: _Door, head: RequestHead, exchange: Exchange) -> None:
         self._ingress = ingress
-        self._broker = broker
+        self._door = door
         self._headers = head.headers
         self.exchange = exchange
 
     def received(self, body: bytes) -> None:
-        self._ingress.publish(self._broker, self._headers, body, self)
+        self._ingress.publish(self._door, self._headers, body, self)
 
     def stored(self, result: Record | PenstockError) -> None:
         if isinstance(result, Record):
-            self._ingress.accepted(self._broker)
+            self._ingress.accepted(self._door.broker)
             self.exchange.respond(202, _ACCEPTED)
         else:
             self._ingress.refused(self.exchange, result)

@@ -1,87 +1,88 @@
-"""The broker process's whole work: it follows the store, takes events, and delivers them."""
+"""A broker process's whole work: it follows the store, and takes events, delivers them, or both."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
 
-from broker.dispatch import Sender, Services
-from broker.fanout import Fanout
+from broker.dispatch import Sender
+from broker.dispatching import Dispatching
 from broker.ingress import Ingress
-from broker.ledger import Ledger, OutcomeName
-from broker.log.port import EventLog
-from broker.resources import BROKER, DEFAULT_CLASS, TRIGGER, class_of
-from broker.table import Table, TableBuilder, TriggerSpec
+from broker.log.port import LedgerLog
+from broker.pages import Pages
+from broker.resources import BROKER, TRIGGER, class_of
+from broker.table import TableBuilder
 from core.clock import Clock
 from core.control.cache import Follower, Observed
 from core.control.port import ResourceStore
 from core.errors import Unavailable
 from core.net.names import Names
 from core.net.types import Handler
-from core.telemetry import Counter, Histogram, Metrics
+from core.telemetry import Metrics
 
-__all__ = ["BrokerNode"]
+__all__ = ["ROLES", "BrokerNode", "Role"]
 
 logger = logging.getLogger(__name__)
 
-#: How often positions of Triggers that rarely match are kept, and old events removed.
-CHECKPOINT_INTERVAL_S: Final = 5.0
-RETENTION_INTERVAL_S: Final = 60.0
-
-_DELIVERIES: Final = "penstock_broker_deliveries_total"
+#: ingress: takes events and stores them · dispatch: delivers stored events to the Triggers that it can get of those
+#: that all processes on a log share among them.
+Role = Literal["ingress", "dispatch"]
+ROLES: Final[frozenset[Role]] = frozenset({"ingress", "dispatch"})
 
 
 class BrokerNode:
-    """All Brokers and Triggers of a store. Its owner opened `log`, and closes it, `client` and `store` after `drain`.
+    """All Brokers and Triggers of a store, in the `roles` that this process has.
 
-    `ledger` is where attempts are written; every log is one as well. `classes` are the Brokers' classes that `log`
-    serves; a Broker of another has no ingress here.
+    `logs` are the event logs by class of Broker; a log may stand under several, and a Broker of a class that is not
+    among them has no ingress here. The node's owner opened them, and closes them, `client` and `store` after `drain`.
+    It gives `handler` a listener where the process is an ingress, and `admin_handler` one where it is not.
     """
 
-    def __init__(  # noqa: PLR0913 - the finished collaborators of a whole process
+    def __init__(
         self,
         *,
         store: ResourceStore,
-        log: EventLog,
-        ledger: Ledger,
+        logs: Mapping[str, LedgerLog],
         client: Sender,
         names: Names,
         clock: Clock,
         metrics: Metrics,
-        classes: frozenset[str] = frozenset({DEFAULT_CLASS}),
+        roles: frozenset[Role] = ROLES,
         rng: random.Random | None = None,
     ) -> None:
-        self._log = log
-        self._clock = clock
-        self._classes = classes
+        self._logs = dict(logs)
         self._builder = TableBuilder()
-        self._ingress = Ingress(log=log, clock=clock, metrics=metrics)
-        self._deliveries = _Deliveries(metrics)
-        self._fanout = Fanout(
-            Services(
-                log=log,
-                ledger=ledger,
+        self._pages = Pages(metrics=metrics, problem=self._problem)
+        self._ingress: Ingress | None = None
+        self._dispatching: Dispatching | None = None
+        if "ingress" in roles:
+            self._ingress = Ingress(logs=self._logs, clock=clock, metrics=metrics, pages=self._pages.handle)
+        if "dispatch" in roles:
+            self._dispatching = Dispatching(
+                logs=self._logs,
                 client=client,
                 names=names,
                 clock=clock,
+                metrics=metrics,
                 rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret
-                count=self._deliveries.count,
             )
-        )
         self._follower = Follower(store, (BROKER, TRIGGER), self._changed, metrics=metrics)
-        self._tasks: list[asyncio.Task[None]] = []
-        known = metrics.gauge("penstock_broker_triggers", "Triggers that this process delivers for.")
-        known.read = lambda: float(len(self._fanout.table.triggers))
-        waiting = metrics.gauge("penstock_broker_backlog_events", "Events that wait for a Trigger, over all Triggers.")
-        waiting.read = lambda: float(sum(self._fanout.backlog(uid) for uid in self._fanout.table.triggers))
+        self._following: asyncio.Task[None] | None = None
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._draining = False
 
     @property
     def handler(self) -> Handler:
-        return self._ingress.handle
+        """Serves the Brokers' addresses, and the pages of `admin_handler`; those alone where this is no ingress."""
+        return self._pages.handle if self._ingress is None else self._ingress.handle
+
+    @property
+    def admin_handler(self) -> Handler:
+        """Serves ``/healthz``, with the reason where this process should get nothing to do, and ``/metrics``."""
+        return self._pages.handle
 
     @property
     def synced(self) -> asyncio.Event:
@@ -90,80 +91,44 @@ class BrokerNode:
 
     async def start(self) -> None:
         """Begin to follow the store; returns at once. Requests are asked to come back until `synced`."""
-        self._tasks = [
-            asyncio.create_task(self._follower.run(), name="follow Brokers and Triggers"),
-            asyncio.create_task(self._keep_house(), name="broker housekeeping"),
-        ]
+        self._following = asyncio.create_task(self._follower.run(), name="follow Brokers and Triggers")
+        if self._dispatching is not None:
+            work = self._dispatching.keep_house(self.synced.is_set)
+            self._housekeeping = asyncio.create_task(work, name="broker housekeeping")
 
     async def drain(self, timeout_s: float) -> None:
         """Stop delivering, let what is in flight finish within `timeout_s`, and make all progress durable."""
-        for task in self._tasks:
+        self._draining = True
+        tasks = [task for task in (self._following, self._housekeeping) if task is not None]
+        for task in tasks:
             task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
-        await self._fanout.drain(timeout_s)
-        try:
-            await self._log.flush()
-        except Unavailable as error:
-            facts = {"error": str(error)}
-            logger.error("progress was not kept; some events will be delivered again", extra={"facts": facts})
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._dispatching is not None:
+            await self._dispatching.drain(timeout_s)
+        for log in {id(log): log for log in self._logs.values()}.values():
+            try:
+                await log.flush()
+            except Unavailable as error:
+                facts = {"error": str(error)}
+                logger.error("progress was not kept; some events will be delivered again", extra={"facts": facts})
 
     def backlog(self, uid: str) -> int:
-        """How many events wait for the Trigger of this uid, at most."""
-        return self._fanout.backlog(uid)
+        """How many events wait for the Trigger of this uid in this process, at most."""
+        return 0 if self._dispatching is None else self._dispatching.backlog(uid)
 
     def _changed(self, changes: Sequence[Observed]) -> None:
-        brokers = (broker for broker in self._follower.list(BROKER) if class_of(broker) in self._classes)
+        brokers = (broker for broker in self._follower.list(BROKER) if class_of(broker) in self._logs)
         table = self._builder.build(brokers, self._follower.list(TRIGGER))
-        self._deliveries.forget_others(table)
-        self._fanout.swap(table)
-        self._ingress.swap(table)
+        if self._dispatching is not None:  # first: a new Trigger hears what arrives from now on
+            self._dispatching.swap(table)
+        if self._ingress is not None:
+            self._ingress.swap(table)
 
-    async def _keep_house(self) -> None:
-        until_retention_s = 0.0
-        while True:
-            await asyncio.sleep(CHECKPOINT_INTERVAL_S)
-            self._fanout.checkpoint()
-            until_retention_s -= CHECKPOINT_INTERVAL_S
-            if until_retention_s > 0 or not self.synced.is_set():
-                continue
-            until_retention_s = RETENTION_INTERVAL_S
-            try:
-                removed = await self._log.retain(self._clock.now())
-            except Unavailable as error:
-                logger.error("old events were not removed", extra={"facts": {"error": str(error)}})
-            else:
-                if removed:
-                    logger.info("old events removed", extra={"facts": {"events": removed}})
-
-
-class _Deliveries:
-    """Counts attempts by Trigger and outcome."""
-
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
-        self._counters: dict[tuple[str, OutcomeName], Counter] = {}
-        self._keys: dict[tuple[str, OutcomeName], str] = {}
-        text = "From sending an event to the end of the answer."
-        self._latency: Histogram = metrics.histogram("penstock_broker_delivery_latency_seconds", text)
-
-    def count(self, trigger: TriggerSpec, outcome: OutcomeName, latency_s: float) -> None:
-        counter = self._counters.get((trigger.uid, outcome))
-        if counter is None:
-            counter = self._first(trigger, outcome)
-        counter.value += 1
-        self._latency.observe(latency_s)
-
-    def _first(self, trigger: TriggerSpec, outcome: OutcomeName) -> Counter:
-        text = "Attempts to deliver an event, by what they led to."
-        made = self._metrics.counter(_DELIVERIES, text, trigger=trigger.key, outcome=outcome)
-        self._counters[(trigger.uid, outcome)] = made
-        self._keys[(trigger.uid, outcome)] = trigger.key
-        return made
-
-    def forget_others(self, table: Table) -> None:
-        """End the series of Triggers that are gone."""
-        for held in [held for held in self._counters if held[0] not in table.triggers]:
-            del self._counters[held]
-            self._metrics.forget(_DELIVERIES, trigger=self._keys.pop(held), outcome=held[1])
+    def _problem(self) -> str:
+        """Why this process should get nothing to do, "" where it should."""
+        if self._draining:
+            return "This process is stopping."
+        if self._following is None or self._following.done():
+            return "The Brokers are not followed."
+        return "" if self.synced.is_set() else "The Brokers are not known yet."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final, Literal
 
 import msgspec
@@ -11,20 +11,21 @@ import msgspec
 from broker import filters
 from broker.delivery import Policy
 from broker.filters import FilterIndex
-from broker.resources import BrokerShape, TriggerShape, compile_filter
+from broker.resources import DEFAULT_CLASS, BrokerShape, TriggerShape, class_of, compile_filter
 from core.clock import parse_rfc3339
 from core.resources import DeliveryShape, Resource, parse_iso_duration
 
-__all__ = ["EMPTY", "BrokerSpec", "Table", "TableBuilder", "TriggerSpec", "broker_spec", "trigger_spec"]
+__all__ = ["EMPTY", "BrokerSpec", "Table", "TableBuilder", "TriggerSpec", "broker_spec", "part_of", "trigger_spec"]
 
 logger = logging.getLogger(__name__)
 
 
 class BrokerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A Broker as the data plane needs it. `key` is ``namespace/name``."""
+    """A Broker as the data plane needs it. `key` is ``namespace/name``, `log_class` says which log keeps its events."""
 
     namespace: str
     name: str
+    log_class: str = DEFAULT_CLASS
     delivery: DeliveryShape | None = None
     dead_letter_uri: str | None = None
 
@@ -66,7 +67,8 @@ class TriggerSpec(msgspec.Struct, frozen=True, kw_only=True):
 class Table(msgspec.Struct, frozen=True, kw_only=True):
     """Everything as of one moment. `paths` finds a Broker by its ingress path, `takers` its Triggers' uids by event.
 
-    `unread` are the uids of Triggers that exist and cannot be read: they get nothing, and keep their position."""
+    `unread` are the uids of Triggers that exist and get nothing here, and keep their position: they cannot be read, or
+    (in a `part_of` a table) their Broker is not there."""
 
     brokers: Mapping[str, BrokerSpec] = {}
     triggers: Mapping[str, TriggerSpec] = {}
@@ -83,7 +85,11 @@ def broker_spec(resource: Resource) -> BrokerSpec:
     shape = msgspec.convert(resource.spec, BrokerShape)
     uri = resource.status.get("deadLetterSinkUri") or None
     return BrokerSpec(
-        namespace=resource.meta.namespace, name=resource.meta.name, delivery=shape.delivery, dead_letter_uri=uri
+        namespace=resource.meta.namespace,
+        name=resource.meta.name,
+        log_class=class_of(resource),
+        delivery=shape.delivery,
+        dead_letter_uri=uri,
     )
 
 
@@ -135,6 +141,20 @@ def _settings(shape: DeliveryShape) -> dict[str, Any]:
 
 def _backoff(text: str) -> Literal["linear", "exponential"]:
     return "linear" if text == "linear" else "exponential"
+
+
+def part_of(table: Table, classes: Collection[str]) -> Table:
+    """What a log has to do with that keeps the events of these classes. A Trigger whose Broker does not exist waits for
+    it with its position, in whichever log that is; one of another log's Broker is not in this part at all."""
+    brokers = {key: broker for key, broker in table.brokers.items() if broker.log_class in classes}
+    waiting = (uid for uid, trigger in table.triggers.items() if trigger.broker not in table.brokers)
+    return Table(
+        brokers=brokers,
+        triggers={uid: trigger for uid, trigger in table.triggers.items() if trigger.broker in brokers},
+        unread=table.unread.union(waiting),
+        paths={path: broker for path, broker in table.paths.items() if broker.log_class in classes},
+        takers={broker: takers for broker, takers in table.takers.items() if broker in brokers},
+    )
 
 
 class TableBuilder:

@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from broker.ledger import Ledger
 from core.errors import PenstockError, Unavailable
 from core.events import CloudEvent, from_http
 
@@ -23,6 +24,7 @@ __all__ = [
     "Appended",
     "Entry",
     "EventLog",
+    "LedgerLog",
     "LogFull",
     "Page",
     "Position",
@@ -230,6 +232,10 @@ class EventLog(Protocol):
     async def flush(self) -> None:
         """Wait until every change made so far is durable. Raises Unavailable."""
         ...
+
+
+class LedgerLog(EventLog, Ledger, Protocol):
+    """An event log that also keeps the ledger of what became of its events, as every adapter does."""
 
 
 def announce(record: Record, listeners: Iterable[Callable[[Record], None]]) -> None:

@@ -32,13 +32,11 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
         stack.push_async_callback(client.close)
         node = BrokerNode(
             store=RestStore(client, settings.api.address, BROKER_KINDS),
-            log=log,
-            ledger=log,
+            logs=dict.fromkeys(classes(settings), log),
             client=client,
             names=Names(gateway=settings.gateway.address, broker=settings.broker.address),
             clock=SystemClock(),
             metrics=metrics,
-            classes=classes(settings),
         )
         await node.start()
         stack.push_async_callback(lambda: node.drain(ending.drain_s))

@@ -19,7 +19,7 @@ import uvloop
 from broker.log.redis.log import RedisLog
 from broker.log.sqlite import SqliteLog
 from broker.node import BrokerNode
-from broker.resources import BROKER, TRIGGER
+from broker.resources import BROKER, DEFAULT_CLASS, TRIGGER
 from core.clock import SystemClock
 from core.control.memory import MemoryStore
 from core.control.port import Listing
@@ -69,8 +69,7 @@ async def main(where: str, port: int, uris: list[str]) -> None:
     triggers = [trigger(f"trigger-{n}", uri, delivery=delivery) for n, uri in enumerate(uris)]
     node = BrokerNode(
         store=FixedStore([broker(), *triggers]),
-        log=log,
-        ledger=log,
+        logs={DEFAULT_CLASS: log},
         client=client,
         names=Names(),
         clock=SystemClock(),

@@ -7,6 +7,8 @@ import pytest
 from broker.ingress import Ingress
 from broker.log.memory import MemoryLog
 from broker.log.port import LogFull, Page, Record
+from broker.pages import Pages
+from broker.resources import DEFAULT_CLASS
 from broker.table import TableBuilder
 from core.errors import Overloaded, PenstockError, Unavailable
 from core.limits import MAX_EVENT_BYTES
@@ -21,7 +23,8 @@ EVENT = b'{"specversion":"1.0","id":"s1","source":"/test","type":"test.made","da
 
 def make(log: MemoryLog | None = None, *, synced: bool = True) -> tuple[Ingress, MemoryLog, Metrics]:
     metrics, log = Metrics(), log or MemoryLog()
-    ingress = Ingress(log=log, clock=VirtualClock(), metrics=metrics)
+    pages = Pages(metrics=metrics, problem=lambda: "")
+    ingress = Ingress(logs={DEFAULT_CLASS: log}, clock=VirtualClock(), metrics=metrics, pages=pages.handle)
     if synced:
         ingress.swap(TableBuilder().build([broker(), broker("other", namespace="ns2")], []))
     return ingress, log, metrics
@@ -184,20 +187,7 @@ def test_before_the_brokers_are_known_senders_are_asked_to_come_back():
         ingress, _, _ = make(synced=False)
         exchange = await answered(ask(ingress.handle))
         assert (exchange.status, exchange.header(b"retry-after")) == (503, b"1")
-        assert ask(ingress.handle, "/healthz", [], b"", method="GET").status == 503
         ingress.swap(TableBuilder().build([broker()], []))
-        assert ask(ingress.handle, "/healthz", [], b"", method="GET").status == 200
         assert (await answered(ask(ingress.handle))).status == 202
-
-    run_virtual(main())
-
-
-def test_metrics_are_in_prometheus_text():
-    async def main() -> None:
-        ingress, _, _ = make()
-        await answered(ask(ingress.handle))
-        page = ask(ingress.handle, "/metrics", [], b"", method="GET")
-        assert page.status == 200
-        assert b"penstock_broker_events_accepted_total" in page.body
 
     run_virtual(main())

@@ -8,7 +8,7 @@ import pytest
 from broker.log.memory import MemoryLog
 from broker.log.port import Retention
 from broker.node import BrokerNode
-from broker.resources import BROKER, TRIGGER
+from broker.resources import BROKER, DEFAULT_CLASS, TRIGGER
 from core.control.memory import MemoryStore
 from core.net.names import Names
 from core.resources import Key, ObjectMeta, Resource
@@ -30,8 +30,7 @@ class Running:
         self.metrics = Metrics()
         self.node = BrokerNode(
             store=self.store,
-            log=self.log,
-            ledger=self.log,
+            logs={DEFAULT_CLASS: self.log},
             client=self.subscribers,
             names=Names(gateway=("127.0.0.1", 8080), broker=("127.0.0.1", 8081)),
             clock=self.clock,
@@ -181,8 +180,7 @@ def test_what_arrives_while_a_new_triggers_start_is_looked_for_is_delivered_to_i
         running.log = SlowToSeek()
         running.node = BrokerNode(
             store=running.store,
-            log=running.log,
-            ledger=running.log,
+            logs={DEFAULT_CLASS: running.log},
             client=running.subscribers,
             names=Names(),
             clock=running.clock,
