@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import Final
 
-from core.control.rest_status import error_of_answer
+from core.control.api_status import error_of_answer
 from core.errors import PenstockError, Unavailable
 from core.limits import MAX_RESOURCE_BYTES
 from core.net.types import Headers, NetError, UpstreamRequest

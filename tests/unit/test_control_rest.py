@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.control.rest_status import error_of_answer, error_of_status, is_status
+from core.control.api_status import error_of_answer, error_of_status, is_status
 from core.control.rest_watch import LineStream
 from core.errors import (
     AlreadyExists,

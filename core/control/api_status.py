@@ -58,14 +58,16 @@ def is_status(body: bytes) -> bool:
         return False
 
 
-def error_of_answer(code: int, body: bytes) -> PenstockError:
-    """The error of an answer with an HTTP status of 300 or more."""
+def error_of_answer(code: int, body: bytes, retry_after: str | None = None) -> PenstockError:
+    """The error of an answer with an HTTP status of 300 or more, and what its header Retry-After says."""
+    details = _Details(retry_after_seconds=float(retry_after)) if retry_after and retry_after.isdecimal() else None
     try:
         status = msgspec.json.decode(body, type=_Status)
     except msgspec.MsgspecError:
         quoted = body[:_QUOTED_BYTES].decode("utf-8", "replace").strip()
-        return _error(code, "", f"The API server answered {code}: {quoted or 'without an explanation'}.", None)
-    return _error(code, status.reason or "", status.message or f"The API server answered {code}.", status.details)
+        return _error(code, "", f"The API server answered {code}: {quoted or 'without an explanation'}.", details)
+    message = status.message or f"The API server answered {code}."
+    return _error(code, status.reason or "", message, status.details or details)
 
 
 def error_of_status(body: bytes) -> PenstockError:
@@ -86,6 +88,8 @@ def _error(code: int, reason: str, message: str, details: _Details | None) -> Pe
         return Gone(message if "ist again" in message else f"{message} List again and watch from there.")
     if code == 429:
         return Overloaded(message, (details.retry_after_seconds if details else 0.0) or 1.0)
+    if code == 401:
+        return Unavailable(f"The API server does not accept this process's credentials: {message}.")
     if code == 408 or code >= 500:
         return Unavailable(message)
     causes = (details.causes if details else None) or ()

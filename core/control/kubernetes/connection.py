@@ -1,0 +1,99 @@
+"""Where the cluster is and who we are there: a kubeconfig, or the service account of the pod that we run in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import yaml
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.config import ConfigException, load_kube_config
+
+from core.errors import InvalidInput
+
+__all__ = ["Cluster", "ServiceAccount", "connected", "find_cluster"]
+
+#: Where the kubelet puts a pod's credentials, and the variables that say where the API server is.
+_ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_HOST: Final = "KUBERNETES_SERVICE_HOST"
+_PORT: Final = "KUBERNETES_SERVICE_PORT"
+
+
+class ServiceAccount(msgspec.Struct, frozen=True, kw_only=True):
+    """A pod's own way in: the API server, and the folder of its token and authority (``token``, ``ca.crt``)."""
+
+    server: str
+    folder: Path = _ACCOUNT
+
+
+class Cluster(msgspec.Struct, frozen=True, kw_only=True):
+    """A kubeconfig (several, as $KUBECONFIG lists them) and one of its contexts; "" is the current one."""
+
+    kubeconfig: str
+    context: str = ""
+
+
+def find_cluster(kubeconfig: str | None, context: str, environ: Mapping[str, str]) -> Cluster | ServiceAccount:
+    """The cluster that is meant, as Kubernetes' own clients find it: the file named, else that of the pod in which this
+    runs, else $KUBECONFIG, else ``~/.kube/config``."""
+    host = environ.get(_HOST, "")
+    if kubeconfig is None and not context and host:
+        host = f"[{host}]" if ":" in host else host
+        return ServiceAccount(server=f"https://{host}:{environ.get(_PORT, '443')}")
+    home = Path(environ.get("HOME", "/")) / ".kube" / "config"
+    return Cluster(kubeconfig=kubeconfig or environ.get("KUBECONFIG") or str(home), context=context)
+
+
+@asynccontextmanager
+async def connected(cluster: Cluster | ServiceAccount) -> AsyncIterator[ApiClient]:
+    """A client of the cluster, closed on leaving. Raises InvalidInput where its configuration cannot be used."""
+    try:
+        if isinstance(cluster, ServiceAccount):
+            configuration = _of_account(cluster)
+        else:
+            configuration = Configuration()
+            context = cluster.context or None
+            await load_kube_config(cluster.kubeconfig, context, configuration, persist_config=False)
+        client = ApiClient(configuration)
+    except (ConfigException, OSError, yaml.YAMLError) as error:
+        raise InvalidInput(f"{_told(cluster)} cannot be used: {error}") from error
+    client.user_agent = "penstock"
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def _of_account(account: ServiceAccount) -> Configuration:
+    configuration = Configuration(host=account.server, ssl_ca_cert=str(account.folder / "ca.crt"))
+    refresh = _TokenFile(account.folder / "token").refresh
+    refresh(configuration)
+    configuration.refresh_api_key_hook = refresh
+    return configuration
+
+
+class _TokenFile:
+    """A service account's token, read again whenever the kubelet has replaced it: it is valid for about an hour."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, int] | None = None
+
+    def refresh(self, configuration: Configuration) -> None:
+        """Called by the client before each request; a file in memory, so that looking costs microseconds."""
+        stat = self._path.stat()
+        seen = (stat.st_ino, stat.st_mtime_ns)
+        if seen != self._seen:
+            configuration.api_key["BearerToken"] = f"Bearer {self._path.read_text().strip()}"
+            self._seen = seen
+
+
+def _told(cluster: Cluster | ServiceAccount) -> str:
+    if isinstance(cluster, ServiceAccount):
+        return f"The service account in {cluster.folder}"
+    names = cluster.kubeconfig.replace(os.pathsep, ", ")
+    return f"The kubeconfig {names}" + (f" with the context {cluster.context!r}" if cluster.context else "")
