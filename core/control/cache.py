@@ -19,7 +19,7 @@ import msgspec
 from core.control.backoff import Backoff
 from core.control.index import Index
 from core.control.port import Change, Listing, ResourceStore
-from core.errors import Gone, PenstockError
+from core.errors import Gone, Overloaded, PenstockError
 from core.resources import Key, KindRef, Resource
 from core.telemetry import Metrics
 
@@ -157,6 +157,8 @@ class Follower:
         if failures == 1 and (error is None or isinstance(error, Gone)):
             return
         delay_s = self._backoff.delay_s(failures, self._rng)
+        if isinstance(error, Overloaded):
+            delay_s = max(delay_s, error.retry_after_s)
         self._failures.value += 1
         if failures <= 2 and error is not None:
             facts = {"kind": str(kind), "error": str(error), "again_in_s": round(delay_s, 3)}

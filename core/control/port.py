@@ -1,7 +1,7 @@
 """The ResourceStore port: desired state and status, with optimistic concurrency and a watch that can be resumed.
 
-Every adapter (SQLite, REST, the in-memory fake) passes `tests/conformance/resource_store.py`. Semantics are those of
-the Kubernetes API ("API concepts": resource versions, efficient detection of changes).
+Every adapter (SQLite, REST, Kubernetes, the in-memory fake) passes `tests/conformance/resource_store.py`. Semantics are
+those of the Kubernetes API ("API concepts": resource versions, efficient detection of changes).
 """
 
 from __future__ import annotations

@@ -2,22 +2,46 @@
 
 import asyncio
 import contextlib
-import os
-from collections.abc import AsyncIterator, Iterator
+import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import pytest
 from kubernetes.aio.client import ApiClient
 
-from core.control.kubernetes.connection import Cluster, connected
+from core.control import api
+from core.control.cache import Follower
+from core.control.kubernetes.connection import Cluster, ServiceAccount, connected, find_cluster
 from core.control.kubernetes.store import KubernetesStore
-from core.errors import NotFound
+from core.errors import InvalidInput, NotFound, Unavailable
 from core.resources import Key, Kind, KindRef, ObjectMeta, Resource
-from core.resources.builtin import KINDS, NAMESPACE
-from tests.conformance.resource_store import DEADLINE_S, GADGET, WIDGET, ResourceStoreSuite
+from core.resources.builtin import CONFIG_MAP, KINDS, NAMESPACE
+from tests.conformance.resource_store import (
+    DEADLINE_S,
+    GADGET,
+    WIDGET,
+    ResourceStoreSuite,
+    gadget,
+    key,
+    take,
+)
+from tests.support.controlplane.access import ClusterAccess
+from tests.support.controlplane.servers import ControlPlane
+
+pytestmark = pytest.mark.service("kubernetes")
 
 CRD = KindRef("apiextensions.k8s.io", "v1", "CustomResourceDefinition")
+
+
+class GadgetSpec(msgspec.Struct, frozen=True):
+    size: int = 0
+
+
+def with_colour(resource: Resource) -> Resource:
+    return resource if resource.spec.get("colour") else resource.with_spec({**resource.spec, "colour": "red"})
+
+
 KINDS_HERE = (
     *KINDS,
     Kind(ref=GADGET, plural="gadgets", singular="gadget"),
@@ -72,22 +96,155 @@ async def emptied(store: KubernetesStore, kind: KindRef) -> None:
             await store.delete(resource.key)
 
 
+def kubectl(access: ClusterAccess, *words: str) -> str:
+    command = ["kubectl", "-n", "default", *words]
+    return subprocess.run(command, env=access.environment, capture_output=True, text=True, check=True).stdout
+
+
+async def prepared(client: ApiClient) -> KubernetesStore:
+    """A store with Gadgets and Widgets, of which there are none yet."""
+    store = KubernetesStore(client, KINDS_HERE)
+    await ensure(store, Resource(ref=NAMESPACE, meta=ObjectMeta(name="other"), body={}))
+    for kind in KINDS_HERE:
+        if kind.ref in (GADGET, WIDGET):
+            made = definition(kind)
+            await ensure(store, made)
+            await established(store, made.key)
+            await emptied(store, kind.ref)
+    return store
+
+
 @pytest.fixture
-async def client(kubernetes) -> AsyncIterator[ApiClient]:
+async def client(kubernetes: ClusterAccess) -> AsyncIterator[ApiClient]:
     async with connected(Cluster(kubeconfig=str(kubernetes.kubeconfig))) as client:
         yield client
 
 
-@pytest.mark.service("kubernetes")
+@pytest.fixture
+async def store(client: ApiClient) -> KubernetesStore:
+    return await prepared(client)
+
+
 class TestKubernetesStore(ResourceStoreSuite):
-    @pytest.fixture
-    async def store(self, client: ApiClient) -> AsyncIterator[KubernetesStore]:
+    """The suite on a cluster."""
+
+
+async def test_a_long_list_comes_in_pages(store: KubernetesStore, monkeypatch: pytest.MonkeyPatch):
+    for number in range(7):
+        await store.create(gadget(f"g{number}", namespace=("default", "other")[number % 2]))
+    whole = await store.list(GADGET)
+    monkeypatch.setattr(api, "_PAGE", 3)
+    paged = await store.list(GADGET)
+    assert len(paged.items) == 7
+    assert paged == whole
+
+
+async def test_what_was_stored_without_defaults_is_read_with_them(client: ApiClient, store: KubernetesStore):
+    kind = Kind(ref=GADGET, plural="gadgets", singular="gadget", spec_type=GadgetSpec, default=with_colour)
+    reader = KubernetesStore(client, (kind,))
+    made = await store.create(gadget("plain"))
+    await store.create(gadget("broken").with_spec({"size": "large"}))
+    assert made.spec == {"size": 1}
+    assert (await reader.get(made.key)).spec == {"size": 1, "colour": "red"}
+    assert [item.spec for item in (await reader.list(GADGET)).items] == [
+        {"size": "large"},
+        {"size": 1, "colour": "red"},
+    ]
+
+
+async def test_managed_fields_are_left_to_the_server(store: KubernetesStore, kubernetes: ClusterAccess):
+    made = await store.create(gadget("a"))
+    await store.update(made.with_meta(labels={"x": "y"}))
+    assert made.meta.managed_fields == ()
+    told = kubectl(kubernetes, "get", "gadgets.test.penstock.dev", "a", "--show-managed-fields", "-o", "yaml")
+    assert "manager: penstock" in told
+
+
+async def test_a_kind_that_the_cluster_does_not_have_is_not_found(client: ApiClient):
+    ref = KindRef("absent.penstock.dev", "v1", "Absent")
+    store = KubernetesStore(client, (Kind(ref=ref, plural="absents", singular="absent"),))
+    with pytest.raises(NotFound):
+        await store.list(ref)
+    with pytest.raises(NotFound):
+        await take(store.watch(ref, 1), 1)
+
+
+async def test_a_service_account_may_do_what_its_role_says_and_its_token_is_read_again(
+    kubernetes: ClusterAccess, tmp_path: Path
+):
+    for words in (
+        ("create", "serviceaccount", "reader"),
+        ("create", "role", "reader", "--verb=list", "--resource=configmaps"),
+        ("create", "rolebinding", "reader", "--role=reader", "--serviceaccount=default:reader"),
+    ):
+        with contextlib.suppress(subprocess.CalledProcessError):  # There already, where the cluster is somebody's own.
+            kubectl(kubernetes, *words)
+    token = tmp_path / "token"
+    token.write_text("not.a.token")
+    (tmp_path / "ca.crt").write_bytes(kubernetes.ca)
+    async with connected(ServiceAccount(server=kubernetes.server, folder=tmp_path)) as client:
+        store = KubernetesStore(client, KINDS)
+        with pytest.raises(Unavailable, match="credentials"):
+            await store.list(CONFIG_MAP, "default")
+        token.with_suffix(".new").write_text(kubectl(kubernetes, "create", "token", "reader"))
+        token.with_suffix(".new").rename(token)
+        await store.list(CONFIG_MAP, "default")
+        with pytest.raises(InvalidInput, match="forbidden"):
+            await store.list(CONFIG_MAP)
+
+
+async def test_a_closed_client_is_unavailable(kubernetes: ClusterAccess):
+    async with connected(Cluster(kubeconfig=str(kubernetes.kubeconfig))) as client:
         store = KubernetesStore(client, KINDS_HERE)
-        await ensure(store, Resource(ref=NAMESPACE, meta=ObjectMeta(name="other"), body={}))
-        for kind in KINDS_HERE:
-            if kind.ref in (GADGET, WIDGET):
-                made = definition(kind)
-                await ensure(store, made)
-                await established(store, made.key)
-                await emptied(store, kind.ref)
-        yield store
+        await store.list(CONFIG_MAP)
+    with pytest.raises(Unavailable, match="closed"):
+        await store.list(CONFIG_MAP)
+
+
+@pytest.mark.service("kubernetes", own=True)
+async def test_a_follower_keeps_its_state_while_the_api_server_is_away_and_catches_up_afterwards(
+    control_plane: ControlPlane,
+):
+    changed = asyncio.Event()
+    async with connected(Cluster(kubeconfig=str(control_plane.access.kubeconfig))) as client:
+        store = await prepared(client)
+        made = await store.create(gadget("a"))
+        follower = Follower(store, (GADGET, WIDGET), lambda batch: changed.set())
+        following = asyncio.create_task(follower.run())
+        async with asyncio.timeout(DEADLINE_S):
+            await follower.synced.wait()
+        control_plane.apiserver.kill()
+        with pytest.raises(Unavailable, match="does not answer"):
+            await store.get(key("a"))
+        assert follower.get(made.key) == made
+        await asyncio.to_thread(control_plane.apiserver.start)
+        changed.clear()
+        later = await store.update(made.with_spec({"size": 2}))
+        async with asyncio.timeout(DEADLINE_S):
+            await changed.wait()
+        assert follower.get(made.key) == later
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+
+
+def test_the_cluster_is_found_as_kubernetes_clients_find_it():
+    pod = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443", "HOME": "/home/me"}
+    assert find_cluster(None, "", pod) == ServiceAccount(server="https://[fd00::1]:6443")
+    assert find_cluster("file", "", pod) == Cluster(kubeconfig="file")
+    assert find_cluster(None, "one", {**pod, "KUBECONFIG": "a:b"}) == Cluster(kubeconfig="a:b", context="one")
+    assert find_cluster(None, "", {"HOME": "/home/me"}) == Cluster(kubeconfig="/home/me/.kube/config")
+
+
+@pytest.mark.parametrize("text", ["", "{", "kind: Config\nclusters: []\nusers: []\ncontexts: []\ncurrent-context: x\n"])
+async def test_a_kubeconfig_that_cannot_be_used_is_told(tmp_path: Path, text: str):
+    path = tmp_path / "config"
+    path.write_text(text)
+    with pytest.raises(InvalidInput, match=str(path)):
+        async with connected(Cluster(kubeconfig=str(path))):
+            pass
+    with pytest.raises(InvalidInput, match="absent"):
+        async with connected(Cluster(kubeconfig=str(tmp_path / "absent"))):
+            pass
+    with pytest.raises(InvalidInput, match="service account"):
+        async with connected(ServiceAccount(server="https://127.0.0.1:1", folder=tmp_path)):
+            pass

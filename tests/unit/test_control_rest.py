@@ -33,6 +33,7 @@ def status(code: int, reason: str = "", message: str = "It is so.", **details: o
     ("code", "reason", "error"),
     [
         (400, "BadRequest", InvalidInput),
+        (401, "Unauthorized", Unavailable),
         (403, "Forbidden", InvalidInput),
         (404, "NotFound", NotFound),
         (405, "MethodNotAllowed", InvalidInput),
@@ -64,6 +65,14 @@ def test_causes_become_field_errors_and_a_stated_pause_is_kept():
     overloaded = error_of_answer(429, status(429, retryAfterSeconds=7))
     assert isinstance(overloaded, Overloaded)
     assert overloaded.retry_after_s == 7
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("3", 3.0), ("soon", 1.0), (None, 1.0)])
+def test_a_pause_that_only_the_header_states_is_kept(header: str | None, seconds: float):
+    for body in (b"Too many requests, please try again later.", b'{"kind":"Status","code":429}'):
+        overloaded = error_of_answer(429, body, header)
+        assert isinstance(overloaded, Overloaded)
+        assert overloaded.retry_after_s == seconds
 
 
 @pytest.mark.parametrize(

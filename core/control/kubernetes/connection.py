@@ -59,7 +59,8 @@ async def connected(cluster: Cluster | ServiceAccount) -> AsyncIterator[ApiClien
             context = cluster.context or None
             await load_kube_config(cluster.kubeconfig, context, configuration, persist_config=False)
         client = ApiClient(configuration)
-    except (ConfigException, OSError, yaml.YAMLError) as error:
+    except (ConfigException, OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        # The last three are how the package takes a document that is not a kubeconfig at all.
         raise InvalidInput(f"{_told(cluster)} cannot be used: {error}") from error
     client.user_agent = "penstock"
     try:

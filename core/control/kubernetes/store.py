@@ -88,7 +88,9 @@ class _ClusterTransport:
                 async for piece in response.content.iter_any():
                     *lines, rest = (rest + piece).split(b"\n")
                     if len(rest) > _MAX_ANSWER_BYTES:
-                        raise Unavailable(f"A watch of {self.where} sent a line of more than {_MAX_ANSWER_BYTES} bytes.")
+                        raise Unavailable(
+                            f"A watch of {self.where} sent a line of more than {_MAX_ANSWER_BYTES} bytes."
+                        )
                     for line in lines:
                         yield line
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
