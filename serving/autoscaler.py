@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -22,11 +22,10 @@ from core.control.lifecycle import same_json
 from core.control.port import ResourceStore
 from core.errors import AlreadyExists, Conflict, NotFound, PenstockError
 from core.resources import Key, KindRef, ObjectMeta, Resource, owner_reference
-from core.resources.builtin import CONFIG_MAP, ENDPOINT_SLICE, SECRET
+from core.resources.builtin import ENDPOINT_SLICE
 from core.telemetry import Metrics
 from serving.demand import DemandReport
-from serving.instances.port import CannotRun, Instance, Instances
-from serving.instances.spec import instance_spec
+from serving.instances.port import CannotRun, Instance, Instances, InstanceSpec
 from serving.reconcile.podautoscaler import Failure, scaling_status
 from serving.resources import LABEL_CONFIGURATION, LABEL_REVISION, LABEL_SERVICE, POD_AUTOSCALER, REVISION
 from serving.scaler import Plan, Scaler, ScalingDecision
@@ -37,7 +36,7 @@ __all__ = ["FOLLOWED", "Autoscaler"]
 _log = logging.getLogger(__name__)
 
 #: The kinds that the follower handed in must hold.
-FOLLOWED: Final[frozenset[KindRef]] = frozenset({POD_AUTOSCALER, REVISION, ENDPOINT_SLICE, CONFIG_MAP, SECRET})
+FOLLOWED: Final[frozenset[KindRef]] = frozenset({POD_AUTOSCALER, REVISION, ENDPOINT_SLICE})
 
 #: Demand is put into the windows' one-second buckets this often.
 SAMPLE_EVERY_S: Final = 1.0
@@ -63,7 +62,8 @@ _MANAGER: Final = "autoscaler.penstock.dev"
 class Autoscaler:
     """Scales every revision that has a PodAutoscaler. `run` it in a task, beside the follower's own.
 
-    `follower` must hold the kinds of `FOLLOWED` and not have been started before this is made.
+    `follower` must hold the kinds of `FOLLOWED` and not have been started before this is made. `describe` says what a
+    Revision's instances run, or raises CannotRun.
     """
 
     def __init__(
@@ -72,11 +72,12 @@ class Autoscaler:
         store: ResourceStore,
         follower: Follower,
         instances: Instances,
+        describe: Callable[[Resource], InstanceSpec],
         clock: Clock,
         settings: ScalingSettings,
         metrics: Metrics,
     ) -> None:
-        self._shared = _Shared(store, follower, instances, clock, metrics)
+        self._shared = _Shared(store, follower, instances, describe, clock, metrics)
         self._store = store
         self._follower = follower
         self._instances = instances
@@ -198,7 +199,7 @@ class Autoscaler:
             worker.note(instance)
         elif instance.phase not in ("draining", "gone") and self._tasks is not None:
             # Left over from a Revision that was deleted while nobody watched.
-            self._tasks.create_task(self._instances.stop(instance.name))
+            self._tasks.create_task(self._instances.stop(instance.namespace, instance.name))
 
     def _own_slices(self) -> list[Resource]:
         slices = self._follower.list(ENDPOINT_SLICE)
@@ -223,6 +224,7 @@ class _Shared(msgspec.Struct, frozen=True):
     store: ResourceStore
     follower: Follower
     instances: Instances
+    describe: Callable[[Resource], InstanceSpec]
     clock: Clock
     metrics: Metrics
 
@@ -303,7 +305,8 @@ class _Worker:
             # What is left is collected with the Revision that owns it.
             with contextlib.suppress(PenstockError):
                 await self._unpublish(name)
-        await asyncio.gather(*(self._shared.instances.stop(name) for name in list(self.scaler.instances)))
+        stop, namespace = self._shared.instances.stop, self.scaler.resource.meta.namespace
+        await asyncio.gather(*(stop(namespace, name) for name in list(self.scaler.instances)))
 
     async def _once(self) -> None:
         """One pass. What takes a held request furthest comes first."""
@@ -336,7 +339,7 @@ class _Worker:
             self._missing.pop()
         self._missing.extend([now] * (plan.make - len(self._missing)))
         try:
-            spec = instance_spec(revision, self._shared.follower.get)
+            spec = self._shared.describe(revision)
             await self._shared.instances.scale(spec, plan.count + len(self._noticed))
         except CannotRun as error:
             self.scaler.refusal = Failure(error.reason, str(error))
@@ -348,7 +351,7 @@ class _Worker:
         await asyncio.sleep(DRAIN_NOTICE_S)
         # No await in between: an instance that is told to stop is not counted by `scale` any more.
         self._noticed.discard(name)
-        await self._shared.instances.stop(name)
+        await self._shared.instances.stop(self.scaler.resource.meta.namespace, name)
 
     async def _publish(self) -> None:
         """Make the EndpointSlices say which instances are ready, and where."""

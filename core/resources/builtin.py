@@ -10,13 +10,25 @@ from typing import Final
 from core.resources.kinds import Column, Kind
 from core.resources.meta import KindRef
 
-__all__ = ["CONFIG_MAP", "ENDPOINT_SLICE", "EVENT", "KINDS", "NAMESPACE", "SECRET"]
+__all__ = [
+    "CONFIG_MAP",
+    "DEPLOYMENT",
+    "ENDPOINT_SLICE",
+    "EVENT",
+    "KINDS",
+    "NAMESPACE",
+    "POD",
+    "SECRET",
+    "WORKLOADS",
+]
 
 NAMESPACE: Final = KindRef("", "v1", "Namespace")
 EVENT: Final = KindRef("", "v1", "Event")
 CONFIG_MAP: Final = KindRef("", "v1", "ConfigMap")
 SECRET: Final = KindRef("", "v1", "Secret")
 ENDPOINT_SLICE: Final = KindRef("discovery.k8s.io", "v1", "EndpointSlice")
+POD: Final = KindRef("", "v1", "Pod")
+DEPLOYMENT: Final = KindRef("apps", "v1", "Deployment")
 
 KINDS: Final = (
     Kind(
@@ -54,4 +66,10 @@ KINDS: Final = (
         singular="endpointslice",
         columns=(Column(name="AddressType", path=".addressType"),),
     ),
+)
+
+#: What runs in a cluster. Elsewhere nothing would run what such a manifest asks for, so there they are no kinds.
+WORKLOADS: Final = (
+    Kind(ref=POD, plural="pods", singular="pod", short_names=("po",)),
+    Kind(ref=DEPLOYMENT, plural="deployments", singular="deployment", short_names=("deploy",)),
 )

@@ -29,6 +29,7 @@ from penstock.standalone.settings import Settings, functions_environment
 from serving.app import create_router as serving_router
 from serving.autoscaler import Autoscaler
 from serving.instances.local import LocalProcesses
+from serving.instances.spec import instance_spec
 from serving.reconcile import reconcilers as serving_reconcilers
 from serving.scaling import ScalingSettings
 from sources.checkpoints import SqliteCheckpoints
@@ -65,6 +66,7 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
             store=store,
             follower=loop.follower,
             instances=instances,
+            describe=lambda revision: instance_spec(revision, loop.follower.get),
             clock=clock,
             settings=ScalingSettings(),
             metrics=metrics,

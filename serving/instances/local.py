@@ -113,7 +113,7 @@ class LocalProcesses:
         if self._rotating is not None:
             self._rotating.cancel()
             await asyncio.gather(self._rotating, return_exceptions=True)
-        stopping = [asyncio.create_task(self.stop(name)) for name in list(self._lives)]
+        stopping = [asyncio.create_task(life.stop()) for life in list(self._lives.values())]
         if not stopping:
             return
         await asyncio.wait(stopping, timeout=within_s)
@@ -144,9 +144,9 @@ class LocalProcesses:
         lives = [life for life in self._lives.values() if (life.instance.namespace, life.instance.revision) == place]
         return sum(1 for life in lives if not life.is_stopping)
 
-    async def stop(self, name: str) -> None:
+    async def stop(self, namespace: str, name: str) -> None:
         life = self._lives.get(name)
-        if life is not None:
+        if life is not None and life.instance.namespace == namespace:
             await life.stop()
 
     def log(self, namespace: str, revision: str, *, tail: int | None, follow: bool) -> AsyncGenerator[LogLine]:

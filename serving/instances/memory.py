@@ -60,8 +60,8 @@ class MemoryInstances:
             else:
                 self._begin(place)
 
-    async def stop(self, name: str) -> None:
-        if name not in self._instances:
+    async def stop(self, namespace: str, name: str) -> None:
+        if name not in self._instances or self._instances[name].namespace != namespace:
             return
         self._cancel(name)
         if self._instances[name].phase != "draining":

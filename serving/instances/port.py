@@ -11,14 +11,26 @@ time after they were asked for. Saying the same number again changes nothing.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
 from core.errors import FieldError, InvalidInput
 from core.net.types import Address
+from core.resources import OwnerReference
 
-__all__ = ["FOLLOWS", "CannotRun", "Instance", "InstanceSpec", "Instances", "Listener", "LogLine", "Phase", "Readiness"]
+__all__ = [
+    "FOLLOWS",
+    "CannotRun",
+    "Instance",
+    "InstanceSpec",
+    "Instances",
+    "Listener",
+    "LogLine",
+    "Phase",
+    "PodTemplate",
+    "Readiness",
+]
 
 #: "waiting" is the back-off before a restart; "gone" is told once and is the last that is heard of an instance.
 Phase = Literal["starting", "ready", "waiting", "draining", "gone"]
@@ -46,12 +58,22 @@ class Readiness(msgspec.Struct, frozen=True, kw_only=True):
     successes: int = 1
 
 
+class PodTemplate(msgspec.Struct, frozen=True, kw_only=True):
+    """The Revision's pod as it is written, for adapters that make pods: its labels and annotations, its whole pod
+    specification, and the reference by which what is made for it is collected with it."""
+
+    owner: OwnerReference
+    labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
+    spec: dict[str, Any] = {}
+
+
 class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What to run, the same for all instances of a Revision. Times in seconds, sizes in bytes.
 
-    `environment` holds the container's own variables, their sources resolved. `source` and `handler` are the
-    `penstock.dev/` annotations ("" where absent). `mounts` are the container's volume mounts. `port` is the container's
-    declared port, 0 for the default.
+    `environment` holds the container's own variables, their sources resolved; it is empty where a cluster resolves
+    them. `source` and `handler` are the `penstock.dev/` annotations ("" where absent). `mounts` are the container's
+    volume mounts. `port` is the container's declared port, 0 for the default. `template` is all of it as written.
     """
 
     namespace: str
@@ -71,6 +93,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     memory_limit: int | None = None
     start_timeout_s: float = 600.0
     drain_timeout_s: float = 300.0
+    template: PodTemplate | None = None
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +148,7 @@ class Instances(Protocol):
         """
         ...
 
-    async def stop(self, name: str) -> None:
+    async def stop(self, namespace: str, name: str) -> None:
         """Ask an instance to finish what it is doing, and end it when it has, or after its drain timeout. No other
         takes its place. Returns when it is gone; one that does not exist is gone already. Route nothing to it before
         calling this. Never raises: what cannot be written just now is tried again."""

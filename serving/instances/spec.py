@@ -7,9 +7,9 @@ import binascii
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
-from core.resources import Key, KindRef, Resource, parse_go_duration
+from core.resources import Key, KindRef, Resource, owner_reference, parse_go_duration
 from core.resources.builtin import CONFIG_MAP, SECRET
-from serving.instances.port import CannotRun, InstanceSpec, Readiness
+from serving.instances.port import CannotRun, InstanceSpec, PodTemplate, Readiness
 from serving.podspec import Container, EnvFromSource, EnvVar, KeyRef, Probe, parse_quantity, serving_container
 from serving.resources import (
     DEFAULT_TIMEOUT_S,
@@ -22,9 +22,12 @@ from serving.resources import (
 )
 from serving.scaling import PROGRESS_DEADLINE
 
-__all__ = ["instance_spec"]
+__all__ = ["FOLLOWED", "Lookup", "instance_spec"]
 
 Lookup = Callable[[Key], Resource | None]
+
+#: The kinds that a lookup must know.
+FOLLOWED: Final[frozenset[KindRef]] = frozenset({CONFIG_MAP, SECRET})
 
 #: Kubernetes' reason for a container whose variables cannot be filled in.
 CONFIG_ERROR: Final = "CreateContainerConfigError"
@@ -33,8 +36,13 @@ CONFIG_ERROR: Final = "CreateContainerConfigError"
 START_TIMEOUT_S: Final = 600.0
 
 
-def instance_spec(revision: Resource, lookup: Lookup) -> InstanceSpec:
-    """What to run for the Revision. Raises CannotRun where a ConfigMap or Secret that it needs is not there."""
+def instance_spec(revision: Resource, lookup: Lookup | None = None) -> InstanceSpec:
+    """What to run for the Revision.
+
+    With a `lookup` the sources of its variables are resolved, and CannotRun is raised where a ConfigMap or Secret that
+    it needs is not there. Without one that is left to where it runs: in a cluster to the kubelet, so that Secrets are
+    neither read here nor copied into pods.
+    """
     spec = spec_of(revision, RevisionSpec)
     container = spec.containers[serving_container(spec)]
     annotations, labels = revision.meta.annotations, revision.meta.labels
@@ -51,13 +59,16 @@ def instance_spec(revision: Resource, lookup: Lookup) -> InstanceSpec:
         command=container.command,
         args=container.args,
         working_dir=container.working_dir,
-        environment=_environment(revision, container, lookup),
+        environment=_environment(revision, container, lookup) if lookup is not None else {},
         mounts=tuple(mount.mount_path for mount in container.volume_mounts),
         port=container.ports[0].container_port if container.ports else 0,
         readiness=_readiness(container.readiness_probe),
         memory_limit=int(parse_quantity(limit)) if limit is not None else None,
         start_timeout_s=parse_go_duration(deadline) if deadline else START_TIMEOUT_S,
         drain_timeout_s=float(spec.timeout_seconds or DEFAULT_TIMEOUT_S),
+        template=PodTemplate(
+            owner=owner_reference(revision), labels=labels, annotations=annotations, spec=revision.spec
+        ),
     )
 
 

@@ -125,7 +125,7 @@ class InstancesConformance:
         watched = Watched(harness.instances)
         (first,) = await watched.begun(harness.spec(), 1)
         await watched.ready(first)
-        stopping = asyncio.create_task(harness.instances.stop(first))
+        stopping = asyncio.create_task(harness.instances.stop("default", first))
         await watched.until(lambda: watched.latest(first).phase in ("draining", "gone"))
         await harness.instances.scale(harness.spec(), 1)
         await stopping
@@ -153,7 +153,7 @@ class InstancesConformance:
         watched = Watched(harness.instances)
         first, second = await watched.begun(harness.spec(), 2)
         await watched.ready(first, second)
-        await harness.instances.stop(first)
+        await harness.instances.stop("default", first)
         assert watched.phases(first) == ["starting", "ready", "draining", "gone"]
         assert watched.latest(second).phase == "ready"
         assert [instance.name for instance in Watched(harness.instances).told] == [second]
@@ -161,17 +161,17 @@ class InstancesConformance:
     async def test_an_instance_can_be_stopped_while_it_starts(self, harness: Harness) -> None:
         watched = Watched(harness.instances)
         (name,) = await watched.begun(harness.spec(), 1)
-        await harness.instances.stop(name)
+        await harness.instances.stop("default", name)
         assert watched.phases(name)[-1] == "gone"
 
     async def test_stopping_one_that_does_not_exist_does_nothing(self, harness: Harness) -> None:
-        await harness.instances.stop("never-there")
+        await harness.instances.stop("default", "never-there")
 
     async def test_stopping_twice_at_once_is_stopping_once(self, harness: Harness) -> None:
         watched = Watched(harness.instances)
         (name,) = await watched.begun(harness.spec(), 1)
         await watched.ready(name)
-        await asyncio.gather(harness.instances.stop(name), harness.instances.stop(name))
+        await asyncio.gather(harness.instances.stop("default", name), harness.instances.stop("default", name))
         assert watched.phases(name).count("gone") == 1
 
     async def test_a_crashed_instance_says_why_and_is_started_again_under_its_name(self, harness: Harness) -> None:
@@ -193,7 +193,7 @@ class InstancesConformance:
         await watched.ready(name)
         await harness.crash(name)
         await watched.until(lambda: "waiting" in watched.phases(name))
-        await harness.instances.stop(name)
+        await harness.instances.stop("default", name)
         assert watched.phases(name)[-1] == "gone"
 
     async def test_the_phases_follow_the_lifecycle(self, harness: Harness) -> None:
@@ -203,7 +203,7 @@ class InstancesConformance:
         await harness.crash(names[0])
         await watched.until(lambda: watched.phases(names[0]).count("ready") == 2)
         for name in names:
-            await harness.instances.stop(name)
+            await harness.instances.stop("default", name)
             steps = watched.phases(name)
             assert all(after in FOLLOWS[before] for before, after in itertools.pairwise(steps))
 
@@ -214,7 +214,7 @@ class InstancesConformance:
         for text in ("one", "two", "three"):
             await harness.write(name, text)
         assert await self._tail(harness, 2) == [LogLine(name, "two"), LogLine(name, "three")]
-        await harness.instances.stop(name)
+        await harness.instances.stop("default", name)
         assert await self._tail(harness, 1) == [LogLine(name, "three")]
 
     async def test_a_followed_log_goes_on(self, harness: Harness) -> None:

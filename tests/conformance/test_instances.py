@@ -174,7 +174,7 @@ async def test_a_running_request_is_finished_before_the_instance_ends(local: Loc
     lines = local.instances.log("default", "hello-00001", tail=None, follow=True)
     async with asyncio.timeout(DEADLINE_S):
         assert (await anext(lines)).text == "begun"
-    await local.instances.stop(name)
+    await local.instances.stop("default", name)
     assert b" 204 " in await slow
     assert (await log_of(local))[-1] == "finished"
 
@@ -184,7 +184,7 @@ async def test_an_instance_that_ignores_the_request_to_stop_is_killed_after_its_
     (local.directory / "deaf.py").write_text(deaf)
     name = await made(local, replace(local.spec(), source=f"{sys.executable} deaf.py", drain_timeout_s=0.1))
     await local.watched.ready(name)
-    await local.instances.stop(name)
+    await local.instances.stop("default", name)
     assert local.watched.phases(name)[-2:] == ["draining", "gone"]
 
 
@@ -266,7 +266,7 @@ async def test_what_a_program_started_ends_with_it(local: LocalHarness) -> None:
     name = await made(local, replace(local.spec(), source=f"{sys.executable} wrapper.py"))
     await local.watched.ready(name)
     child = int((await log_of(local))[0])
-    await local.instances.stop(name)
+    await local.instances.stop("default", name)
     await ended(child)
 
 

@@ -17,6 +17,8 @@ from serving.autoscaler import DRAIN_NOTICE_S, FOLLOWED, Autoscaler
 from serving.demand import Demand, DemandReport
 from serving.instances.memory import MemoryInstances
 from serving.instances.port import Instance
+from serving.instances.spec import FOLLOWED as VARIABLE_SOURCES
+from serving.instances.spec import instance_spec
 from serving.reconcile import reconcilers
 from serving.resources import CONFIGURATION, KINDS, POD_AUTOSCALER, REVISION, ROUTE, SERVICE
 from serving.scaling import ScalingSettings
@@ -34,11 +36,13 @@ class Platform:
         self.instances = instances
         self.metrics = Metrics()
         self.clock = VirtualClock()
-        self.loop = ControlLoop(store, reconcilers(url_suffix=".localhost:8080"), self.clock, also_follow=FOLLOWED)
+        followed = FOLLOWED | VARIABLE_SOURCES
+        self.loop = ControlLoop(store, reconcilers(url_suffix=".localhost:8080"), self.clock, also_follow=followed)
         self.autoscaler = Autoscaler(
             store=store,
             follower=self.loop.follower,
             instances=instances,
+            describe=lambda revision: instance_spec(revision, self.loop.follower.get),
             clock=self.clock,
             settings=ScalingSettings(),
             metrics=self.metrics,
