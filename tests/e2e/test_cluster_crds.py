@@ -1,0 +1,71 @@
+"""A real API server takes the definitions as they are, and every manifest of the documentation and the examples."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+import yaml
+
+from penstock.cluster import crds
+from penstock.kinds import registry
+from tests.support import document
+from tests.support.controlplane.access import ClusterAccess
+from tests.support.controlplane.servers import ControlPlane
+from tests.support.document import ROOT
+
+pytestmark = [pytest.mark.e2e, pytest.mark.service("kubernetes", own=True)]
+
+DEFINED = [f"crd/{name.removesuffix('.yaml')}" for name in crds.written(registry())]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterAccess]:
+    """A cluster of its own: kinds are the whole cluster's, and a chart installs them elsewhere."""
+    with ControlPlane(tmp_path_factory.mktemp("crds")) as plane:
+        kubectl(plane.access, "apply", "-f", str(ROOT / crds.FOLDER))
+        kubectl(plane.access, "wait", "--for=condition=Established", "--timeout=30s", *DEFINED)
+        yield plane.access
+
+
+def kubectl(access: ClusterAccess, *words: str, given: str = "") -> str:
+    done = subprocess.run(
+        ["kubectl", *words],
+        env=access.environment,
+        input=given,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_definition_is_established_and_structural(cluster: ClusterAccess):
+    for item in json.loads(kubectl(cluster, "get", *DEFINED, "-o", "json"))["items"]:
+        conditions = {condition["type"]: condition["status"] for condition in item["status"]["conditions"]}
+        assert conditions == {"NamesAccepted": "True", "Established": "True"}, item["metadata"]["name"]
+
+
+def test_every_manifest_that_we_show_is_taken_under_strict_validation(cluster: ClusterAccess):
+    texts = [block.text for page in document.pages() for block in document.blocks(page) if block.language == "yaml"]
+    texts += [path.read_text() for path in (ROOT / "examples").rglob("*.yaml")]
+    found = [one for text in texts for one in yaml.safe_load_all(text)]
+    assert len(found) > 20
+    present = set(kubectl(cluster, "get", "namespaces", "-o", "name").split())
+    for namespace in {one["metadata"].get("namespace", "default") for one in found}:
+        if f"namespace/{namespace}" not in present:
+            kubectl(cluster, "create", "namespace", namespace)
+    stream = yaml.safe_dump_all(found)
+    kubectl(cluster, "apply", "--dry-run=server", "--validate=strict", "-f", "-", given=stream)
+
+
+def test_kubectl_shows_a_kinds_columns(cluster: ClusterAccess):
+    broker = {"apiVersion": "eventing.knative.dev/v1", "kind": "Broker", "metadata": {"name": "default"}}
+    kubectl(cluster, "create", "-f", "-", given=json.dumps(broker))
+    title, row = kubectl(cluster, "get", "brokers").splitlines()
+    assert title.split() == ["NAME", "URL", "READY", "REASON", "AGE"]
+    assert row.split()[0] == "default"
