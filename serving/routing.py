@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Generic, TypeVar
@@ -20,10 +20,13 @@ import msgspec
 from core.errors import NotFound
 from core.net.types import Address
 from core.resources import Resource
+from core.resources.endpoints import read_slice
+from serving.gateways import HERE, Gateway, Identity, Standing, gateways, holding
 from serving.resources import DEFAULT_TIMEOUT_S, LABEL_REVISION, REVISION
 
 __all__ = [
     "Endpoint",
+    "Return",
     "RevisionKey",
     "RevisionLimits",
     "RouteTarget",
@@ -66,10 +69,22 @@ class RevisionLimits(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Endpoint(msgspec.Struct, frozen=True, order=True):
-    """One ready instance: its name and where it listens. Another port under the same name is another instance."""
+    """One ready instance: its name and where it listens. Another port under the same name is another instance.
+
+    With `peer`, it is another gateway, which has instances of the revision that this one has none of.
+    """
 
     name: str
     address: Address
+    peer: bool = False
+
+
+class Return(msgspec.Struct, frozen=True):
+    """An instance that is asked back from this gateway, in this version of its EndpointSlice."""
+
+    namespace: str
+    name: str
+    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +150,18 @@ def bare_host(host: bytes) -> bytes:
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that the gateway takes from the resource store, as of one moment.
 
-    `endpoints` holds ready instances only, in a stable order. `problems` are complete sentences about resources that
-    could not be read; what they speak of is left out rather than guessed.
+    `endpoints` holds, in a stable order, the ready instances that gateway `me` may use; where it may use none, the
+    gateways that may. `returns` holds the instances that it is to give back, and `peers` the hosts of all gateways.
+    `problems` are complete sentences about resources that could not be read; what they speak of is left out rather than
+    guessed.
     """
 
     table: RoutingTable[RevisionKey]
     limits: Mapping[RevisionKey, RevisionLimits]
     endpoints: Mapping[RevisionKey, tuple[Endpoint, ...]]
+    returns: Mapping[Return, RevisionKey] = {}
+    peers: frozenset[str] = frozenset()
+    me: Identity = HERE
     table_problems: tuple[str, ...] = ()
     slice_problems: tuple[str, ...] = ()
 
@@ -151,7 +171,12 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def build(
-        cls, *, routes: Iterable[Resource], revisions: Iterable[Resource], slices: Iterable[Resource]
+        cls,
+        *,
+        routes: Iterable[Resource],
+        revisions: Iterable[Resource],
+        slices: Iterable[Resource],
+        me: Identity = HERE,
     ) -> Snapshot:
         problems: list[str] = []
         hosts: dict[bytes, RouteTarget[RevisionKey]] = {}
@@ -169,14 +194,20 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             )
             for revision, spec in _read(revisions, _RevisionSpec, "spec", problems)
         }
-        table = cls(table=RoutingTable(hosts), limits=limits, endpoints={}, table_problems=tuple(problems))
+        table = cls(table=RoutingTable(hosts), limits=limits, endpoints={}, table_problems=tuple(problems), me=me)
         return table.with_slices(slices)
 
     def with_slices(self, slices: Iterable[Resource]) -> Snapshot:
         """The same table and limits with the instances of these slices: what each scaling changes."""
         problems: list[str] = []
-        endpoints = _endpoints(slices, problems)
-        return msgspec.structs.replace(self, endpoints=endpoints, slice_problems=tuple(problems))
+        read = _Slices(self.me, tuple(slices), problems)
+        return msgspec.structs.replace(
+            self,
+            endpoints=read.endpoints(),
+            returns=read.returns,
+            peers=frozenset(gateway.address[0] for gateway in read.listed.values()),
+            slice_problems=tuple(problems),
+        )
 
 
 def routed_alike(before: Resource | None, after: Resource | None) -> bool:
@@ -210,30 +241,6 @@ class _RevisionSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     container_concurrency: int | None = None
     timeout_seconds: int | None = None
     response_start_timeout_seconds: int | None = None
-
-
-class _Conditions(msgspec.Struct, frozen=True, kw_only=True):
-    ready: bool | None = None
-
-
-class _TargetRef(msgspec.Struct, frozen=True, kw_only=True):
-    name: str = ""
-
-
-class _SliceEndpoint(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    addresses: tuple[str, ...] = ()
-    conditions: _Conditions = _Conditions()
-    target_ref: _TargetRef | None = None
-
-
-class _SlicePort(msgspec.Struct, frozen=True, kw_only=True):
-    name: str | None = None
-    port: int | None = None
-
-
-class _Slice(msgspec.Struct, frozen=True, kw_only=True):
-    endpoints: tuple[_SliceEndpoint, ...] | None = None
-    ports: tuple[_SlicePort, ...] | None = None
 
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -288,24 +295,45 @@ def _suffixes(route: Resource) -> tuple[str, ...]:
     return _CLUSTER_SUFFIXES if private else (*_CLUSTER_SUFFIXES, _LOCALHOST_SUFFIX)
 
 
-def _endpoints(slices: Iterable[Resource], problems: list[str]) -> dict[RevisionKey, tuple[Endpoint, ...]]:
-    found: dict[RevisionKey, set[Endpoint]] = {}
-    for resource, held in _read(slices, _Slice, "", problems):
-        revision = resource.meta.labels.get(LABEL_REVISION)
-        port = _http_port(held.ports or ())
-        if not revision or port is None:
-            continue
-        ready = found.setdefault(RevisionKey(resource.meta.namespace, revision), set())
-        for endpoint in held.endpoints or ():
-            if endpoint.addresses and endpoint.conditions.ready is not False:
-                name = endpoint.target_ref.name if endpoint.target_ref else ""
-                ready.add(Endpoint(name, (endpoint.addresses[0], port)))
-    return {key: tuple(sorted(ready)) for key, ready in found.items()}
+class _Slices:
+    """What the EndpointSlices tell gateway `me`."""
 
+    def __init__(self, me: Identity, slices: Sequence[Resource], problems: list[str]) -> None:
+        self.listed: dict[str, Gateway] = {}
+        self.returns: dict[Return, RevisionKey] = {}
+        self._me = me
+        self._problems = problems
+        self._usable: dict[RevisionKey, set[Endpoint]] = {}
+        self._owners: dict[RevisionKey, set[str]] = {}
+        if me.namespace:
+            try:
+                self.listed = gateways(slices, me.namespace)
+            except msgspec.ValidationError as error:
+                problems.append(f"The EndpointSlices of the gateways cannot be read: {error}")
+        for each in slices:
+            if revision := each.meta.labels.get(LABEL_REVISION):
+                self._read(each, RevisionKey(each.meta.namespace, revision))
 
-def _http_port(ports: Iterable[_SlicePort]) -> int | None:
-    by_name = {port.name or "": port.port for port in reversed(tuple(ports)) if port.port}
-    for name in _PORT_NAMES:
-        if name in by_name:
-            return by_name[name]
-    return next(iter(reversed(by_name.values())), None)
+    def endpoints(self) -> dict[RevisionKey, tuple[Endpoint, ...]]:
+        return {key: tuple(sorted(usable or self._peers(key))) for key, usable in self._usable.items()}
+
+    def _read(self, held: Resource, key: RevisionKey) -> None:
+        try:
+            endpoints = read_slice(held, _PORT_NAMES)
+        except msgspec.ValidationError as error:
+            self._problems.append(f"{held.key} cannot be read and is left out of the routing table: {error}")
+            return
+        usable = self._usable.setdefault(key, set())
+        whose = holding(held)
+        if whose is None or (whose.owner and whose.owner == self._me.id):
+            usable.update(Endpoint(one.name, (one.host, one.port)) for one in endpoints if one.ready)
+        elif whose.owner:
+            self._owners.setdefault(key, set()).add(whose.owner)
+        elif whose.before == self._me.id:
+            self.returns[Return(held.meta.namespace, held.meta.name, held.meta.resource_version)] = key
+
+    def _peers(self, key: RevisionKey) -> Iterator[Endpoint]:
+        for owner in self._owners.get(key, ()):
+            gateway = self.listed.get(owner)
+            if gateway is not None and gateway.standing is not Standing.SILENT:
+                yield Endpoint(gateway.id, gateway.address, peer=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from core.net.bounds import ClientLimits
 from core.net.heads import ResponseHeads
@@ -14,6 +14,7 @@ from core.net.types import (
     Address,
     Headers,
     NetError,
+    Places,
     Response,
     ResponseListener,
     ResponseTimeout,
@@ -41,10 +42,18 @@ class Client:
     """Sends requests from the loop's thread. Its owner closes it.
 
     `tls` says whom to trust where TLS is asked for; without it, the system's authorities, read when first needed.
+    `places` says which addresses stand for several equal listeners (see `core.net.pool`).
     """
 
-    def __init__(self, *, limits: ClientLimits | None = None, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        limits: ClientLimits | None = None,
+        tls: ssl.SSLContext | None = None,
+        places: Mapping[Address, Places] | None = None,
+    ) -> None:
         self.limits = limits or ClientLimits()
+        self.places = places or {}
         self.heads = ResponseHeads()
         self.closed = False
         #: The loop's time as of the last idle sweep.

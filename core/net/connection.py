@@ -269,6 +269,11 @@ class ServerConnection(asyncio.Protocol):
     def _ask_for_body(self, exchange: ServerExchange) -> None:
         self._set_deadline()
         if self._unconfirmed and not exchange.started:
+            self.confirm()
+
+    def confirm(self) -> None:
+        """The handler wants the request's body, or said that it works on the request."""
+        if self._unconfirmed:
             self._unconfirmed = False
             self.transport.write(_CONTINUE)
 
@@ -387,7 +392,9 @@ class ServerConnection(asyncio.Protocol):
         self._paused = True
         if self._phase is _BODY:
             self._set_deadline()
-            self._stop_reading()
+            # A client that waits to be told to continue sends nothing, and going on reading tells when it leaves.
+            if not self._unconfirmed:
+                self._stop_reading()
 
     def release(self, exchange: ServerExchange) -> None:
         """The handler wants the request again; not from within its own call, so that it need not expect more there."""

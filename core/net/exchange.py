@@ -49,6 +49,10 @@ class Carrier(Protocol):
         """Read on."""
         ...
 
+    def confirm(self) -> None:
+        """Tell the client to continue, if it waits for that."""
+        ...
+
 
 class ServerExchange:
     """Implements `core.net.types.Exchange`. After the answer is complete, or the client is gone, calls do nothing."""
@@ -132,6 +136,10 @@ class ServerExchange:
     def resume(self) -> None:
         if self.connection is not None:
             self.connection.release(self)
+
+    def proceed(self) -> None:
+        if self.connection is not None and not self.started:
+            self.connection.confirm()
 
     def _begin(self, connection: Carrier, status: int, headers: Headers, content_length: int | None) -> bytes:
         """The answer's head; what comes after it is settled with it."""

@@ -1,18 +1,31 @@
-"""The connections to one address: reused last in, first out, bounded, and opened by one task each."""
+"""The connections to one address: reused last in, first out, bounded, and opened by one task each.
+
+An address may stand for several equal listeners, which come and go (`Client(places=...)`). Its connections are then
+opened to them in turn; where one refuses, nothing was sent yet, and another is tried. When the listeners change, each
+connection is closed after the request that it carries: a new listener gets its share, and an old one nothing more.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import random
 import ssl
 from collections import deque
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Final, Protocol
 
 from core.net.bounds import ClientLimits
 from core.net.heads import ResponseHeads
-from core.net.types import Address, ConnectFailed
+from core.net.types import Address, ConnectFailed, Places
 from core.net.upstream import Upstream, UpstreamConnection
 
 __all__ = ["Pool"]
+
+#: Of several equal listeners, so many are tried for one connection: each may take the time-out of connecting.
+MAX_PLACES_TRIED: Final = 3
+
+#: So long a listener that could not be connected to is tried after the others.
+AVOIDED_S: Final = 2.0
 
 
 class Owner(Protocol):
@@ -21,6 +34,7 @@ class Owner(Protocol):
     limits: ClientLimits
     heads: ResponseHeads
     closed: bool
+    places: Mapping[Address, Places]
     #: The loop's time as of the last idle sweep.
     now: float
 
@@ -36,12 +50,15 @@ class Pool:
 
     __slots__ = (
         "_address",
+        "_avoided",
         "_client",
         "_connecting",
         "_connections",
         "_idle",
         "_limits",
+        "_places",
         "_tls",
+        "_turn",
         "_waiting",
         "heads",
         "key",
@@ -56,6 +73,11 @@ class Pool:
         self._limits = client.limits
         self._address = address
         self._tls = tls
+        self._places = client.places.get(address)
+        #: Where the turn begins, so that many clients do not all begin with the same listener.
+        self._turn = random.randrange(1 << 16)  # noqa: S311 - spreading load, not a secret
+        #: Listeners that could not be connected to, and until when they come last, by the loop's clock.
+        self._avoided: dict[Address, float] = {}
         self._connections: set[UpstreamConnection] = set()
         self._idle: list[UpstreamConnection] = []
         self._waiting: deque[Upstream] = deque()
@@ -92,12 +114,34 @@ class Pool:
 
     async def _connect(self) -> str | None:
         """Open one connection, which presents itself to `opened`; else why it did not come."""
+        if self._places is None:
+            return await self._connect_to(self._address, ())
+        among = self._places()
+        why: str | None = "no listener is known there now"
+        for address in self._in_turn(among):
+            why = await self._connect_to(address, among)
+            if why is None:
+                break
+            why = f"{why} ({address[0]}:{address[1]})"
+            self._avoided[address] = asyncio.get_running_loop().time() + AVOIDED_S
+        return why
+
+    def _in_turn(self, among: tuple[Address, ...]) -> list[Address]:
+        """The listeners to try, best first."""
+        now = asyncio.get_running_loop().time()
+        self._avoided = {address: until for address, until in self._avoided.items() if until > now}
+        first = self._turn % max(len(among), 1)
+        self._turn += 1
+        # Sorting keeps the order of equals.
+        return sorted(among[first:] + among[:first], key=self._avoided.__contains__)[:MAX_PLACES_TRIED]
+
+    async def _connect_to(self, address: Address, among: tuple[Address, ...]) -> str | None:
         loop = asyncio.get_running_loop()
-        host, port = self._address
+        host, port = address
         tls = self._client.tls_context() if self._tls else None
         try:
             async with asyncio.timeout(self._limits.connect_timeout_s):
-                await loop.create_connection(lambda: UpstreamConnection(self, loop), host, port, ssl=tls)
+                await loop.create_connection(lambda: UpstreamConnection(self, loop, among), host, port, ssl=tls)
         except TimeoutError:
             return f"no answer in {self._limits.connect_timeout_s:g} s"
         except (OSError, UnicodeError) as error:  # the latter from a host that cannot be a DNS name
@@ -128,6 +172,9 @@ class Pool:
 
     def release(self, connection: UpstreamConnection) -> None:
         """`connection` is free: the next waiting request takes it, else it is kept for a while."""
+        if self._places is not None and connection.among is not self._places():
+            connection.transport.close()
+            return
         if self._waiting:
             self._waiting.popleft().attach(connection)
             return

@@ -21,6 +21,8 @@ __all__ = [
     "Handler",
     "Headers",
     "NetError",
+    "Places",
+    "ProceedListener",
     "RequestHead",
     "Response",
     "ResponseInvalid",
@@ -34,6 +36,8 @@ __all__ = [
 Headers = list[tuple[bytes, bytes]]
 #: Host and TCP port.
 Address = tuple[str, int]
+#: The addresses of several equal listeners as they are now; the same tuple for as long as nothing changes.
+Places = Callable[[], tuple[Address, ...]]
 
 
 class RequestHead(msgspec.Struct, frozen=True, gc=False):
@@ -87,6 +91,11 @@ class Exchange(Protocol):
 
     def resume(self) -> None:
         """Go on; what was kept back comes in a later turn of the loop, never from within this call."""
+        ...
+
+    def proceed(self) -> None:
+        """Tell a client that waits for 100 Continue to go on, now; nothing where none waits. Without this it is told
+        when its body is wanted, and a request without a body not at all."""
         ...
 
 
@@ -162,7 +171,8 @@ class ResponseInvalid(NetError):
 class ResponseListener(Protocol):
     """The receiver of a streamed answer. Exactly one of `end` and `failed` is called, last.
 
-    One that also has the method of `WholeResponseListener` hears answers that came in one piece through that alone.
+    One that also has the method of `WholeResponseListener` hears answers that came in one piece through that alone; one
+    that has the method of `ProceedListener` hears of 100 Continue.
     """
 
     def head(self, status: int, headers: Headers, content_length: int | None) -> None:
@@ -185,6 +195,14 @@ class WholeResponseListener(ResponseListener, Protocol):
 
     def whole(self, status: int, headers: Headers, body: bytes) -> None:
         """The whole answer, in place of `head`, `body` and `end`. Never called for an answer to HEAD."""
+        ...
+
+
+class ProceedListener(ResponseListener, Protocol):
+    """A listener of a request that asked, by Expect, to be told before its body is sent."""
+
+    def proceed(self) -> None:
+        """100 Continue came: the request is being worked on."""
         ...
 
 

@@ -1,8 +1,8 @@
 """One connection of the client, and the request that it carries at a time.
 
-A connection takes a request when it is idle; the answer is read as HEAD (1xx answers are skipped), BODY, and then the
-connection goes back to its pool, if request and answer are both complete and neither side asked to close; else it is
-closed. Nothing that a peer sends on an idle connection is believed: it is closed.
+A connection takes a request when it is idle; the answer is read as HEAD (of 1xx answers only 100 is told), BODY, and
+then the connection goes back to its pool, if request and answer are both complete and neither side asked to close; else
+it is closed. Nothing that a peer sends on an idle connection is believed: it is closed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Protocol, cast
 from core.limits import MAX_HEAD_BYTES
 from core.net.framing import HEAD_END, ChunkedBody, Refused
 from core.net.heads import ResponseHeads
-from core.net.types import ConnectionLost, Headers, NetError, ResponseInvalid, ResponseListener
+from core.net.types import Address, ConnectionLost, Headers, NetError, ResponseInvalid, ResponseListener
 from core.net.wire import BODILESS, LAST_CHUNK, chunk
 
 __all__ = ["MAX_UNSENT_BYTES", "Upstream", "UpstreamConnection"]
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 MAX_UNSENT_BYTES = 256 * 1024
 _LOW_WATER = 64 * 1024
 
-#: 1xx answers to one request that are skipped; we ask for none, and servers send one or two.
+#: 1xx answers to one request; we ask for one at most, and servers send one or two.
 MAX_INTERIM_ANSWERS = 8
 
 #: A longer head is not remembered.
@@ -220,6 +220,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_pool",
         "_reading",
         "_request",
+        "among",
         "idle_since",
         "transport",
         "writable",
@@ -227,7 +228,9 @@ class UpstreamConnection(asyncio.Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, pool: Keeper, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, pool: Keeper, loop: asyncio.AbstractEventLoop, among: tuple[Address, ...] = ()) -> None:
+        #: The equal listeners that there were when this was opened to one of them; empty where there is one only.
+        self.among = among
         self._pool = pool
         self._loop = loop
         self._heads = pool.heads
@@ -270,7 +273,7 @@ class UpstreamConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        untouched = self._phase is _HEAD and not self._held
+        untouched = self._phase is _HEAD and not self._held and not self._interim
         text = f"The connection to {self._pool.name} closed before the answer was complete."
         self._fail(ConnectionLost(text, sent=True, fresh=self._fresh or not untouched))
         self._pool.closed(self)
@@ -377,6 +380,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._interim += 1
             if status == 101 or self._interim > MAX_INTERIM_ANSWERS:
                 raise Refused(502, f"it has status {status}, which was not asked for.")
+            if status == 100 and (proceed := getattr(request.listener, "proceed", None)) is not None:
+                proceed()
             return end
         known = (raw, status, heads.headers, heads.length, heads.keep_alive)
         if len(raw) <= MAX_KNOWN_HEAD_BYTES:

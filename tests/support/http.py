@@ -6,12 +6,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from core.net.client import Client, ClientLimits
 from core.net.server import HttpServer, ServerLimits
-from core.net.types import Address, BodySink, Exchange, Handler, Headers, NetError, RequestHead
+from core.net.types import Address, BodySink, Exchange, Handler, Headers, NetError, Places, RequestHead
 from tests.support.virtual_time import VirtualTimeLoop
 
 T = TypeVar("T")
@@ -36,8 +36,10 @@ async def serving(handler: Handler, limits: ServerLimits | None = None) -> Async
 
 
 @contextlib.asynccontextmanager
-async def client_of(limits: ClientLimits | None = None) -> AsyncIterator[Client]:
-    client = Client(limits=limits)
+async def client_of(
+    limits: ClientLimits | None = None, *, places: Mapping[Address, Places] | None = None
+) -> AsyncIterator[Client]:
+    client = Client(limits=limits, places=places)
     try:
         yield client
     finally:

@@ -204,6 +204,19 @@ async def test_an_answer_is_read_to_its_end(client: Client, answer: bytes) -> No
         assert (await _get(client, address)).body == b"ok"
 
 
+class Proceeding(Heard):
+    def proceed(self) -> None:
+        self.calls.append(("proceed",))
+
+
+async def test_a_listener_that_wants_to_hears_of_100_continue(client: Client) -> None:
+    async with raw_server(_answering(WHOLE["after interim answers"])) as (address, _):
+        listener = Proceeding()
+        client.send(address, b"POST", b"/", HOST, 0, listener, encoded_headers=b"expect: 100-continue\r\n")
+        await listener.done()
+        assert [call[0] for call in listener.calls] == ["proceed", "head", "body", "end"]
+
+
 async def test_no_answer_in_time_is_a_time_out(client: Client) -> None:
     async with raw_server(_mute) as (address, _):
         with pytest.raises(ResponseTimeout):

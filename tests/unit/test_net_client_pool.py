@@ -25,6 +25,7 @@ from tests.support.http import (
 )
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+CLOSING = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok"
 PEER = ("peer", 80)
 
 
@@ -98,9 +99,8 @@ async def test_connections_to_an_address_are_bounded_and_the_others_wait_in_orde
 
 
 async def test_one_that_waits_gets_a_new_connection_when_the_old_one_closes() -> None:
-    closing = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok"
     limits = ClientLimits(max_connections_per_address=1)
-    async with raw_server(_answering(closing)) as (address, connections), client_of(limits) as client:
+    async with raw_server(_answering(CLOSING)) as (address, connections), client_of(limits) as client:
         answers = await asyncio.gather(*(_get(client, address) for _ in range(3)))
         assert [answer.body for answer in answers] == [b"ok"] * 3
         assert len(connections) == 3
@@ -329,3 +329,62 @@ async def test_an_answer_until_close_that_closing_cuts_off_is_not_taken_for_comp
         await listener.until(lambda heard: heard.received == b"part")
         await client.close()
     assert listener.names == ["head", "body", "failed"]
+
+
+MANY = ("many", 80)
+
+
+async def _named(client: Client) -> bytes:
+    """Who answers a request to `MANY`."""
+    return (await _get(client, MANY)).body
+
+
+def _as(name: bytes) -> Callable[[Raw], Awaitable[None]]:
+    """A peer that answers everything with its name."""
+
+    async def serve(peer: Raw) -> None:
+        while True:
+            await peer.until(b"\r\n\r\n")
+            peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(name), name))
+
+    return serve
+
+
+async def test_connections_to_an_address_of_several_listeners_are_opened_to_them_in_turn() -> None:
+    async with raw_server(_as(b"a")) as (a, _), raw_server(_as(b"b")) as (b, _):
+        places = (a, b)
+        async with client_of(places={MANY: lambda: places}) as client:
+            assert sorted(await asyncio.gather(*(_named(client) for _ in range(6)))) == [b"a"] * 3 + [b"b"] * 3
+
+
+async def test_where_one_of_several_listeners_refuses_another_takes_the_request() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        async with raw_server(_answering(CLOSING, CLOSING)) as (address, _):
+            places = (nobody.getsockname(), address)
+            async with client_of(places={MANY: lambda: places}) as client:
+                assert await asyncio.gather(*(_named(client) for _ in range(6))) == [b"ok"] * 6
+
+
+async def test_where_all_listeners_refuse_or_none_is_known_the_error_says_so() -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        places: tuple[Address, ...] = (nobody.getsockname(),)
+        async with client_of(places={MANY: lambda: places}) as client:
+            with pytest.raises(ConnectFailed, match=f"many:80: .*127.0.0.1:{places[0][1]}"):
+                await _named(client)
+            places = ()
+            with pytest.raises(ConnectFailed, match="no listener is known"):
+                await _named(client)
+
+
+async def test_when_the_listeners_change_each_connection_ends_with_its_request_so_that_a_new_one_gets_its_share() -> (
+    None
+):
+    async with raw_server(_as(b"a")) as (a, _), raw_server(_as(b"b")) as (b, _):
+        places: tuple[Address, ...] = (a,)
+        async with client_of(places={MANY: lambda: places}) as client:
+            assert [await _named(client) for _ in range(3)] == [b"a"] * 3
+            places = (b,)
+            assert await _named(client) == b"a"  # on the connection that was open already
+            assert [await _named(client) for _ in range(3)] == [b"b"] * 3

@@ -60,6 +60,39 @@ async def test_a_client_is_not_told_to_continue_while_the_handler_pauses() -> No
         assert sink.received == b"hi"
 
 
+@on_both_loops
+async def test_a_handler_can_say_at_once_that_it_goes_on_also_to_a_request_without_a_body() -> None:
+    def slow(head: RequestHead, exchange: Exchange) -> BodySink:
+        exchange.pause()
+        exchange.proceed()
+        exchange.proceed()
+        exchange.resume()
+        return _echo(head, exchange)
+
+    async with serving(slow) as server, raw(server.address) as peer:
+        peer.send(_get("/", "Expect: 100-continue"))
+        assert await peer.until(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert (await peer.answer())[1] == b"/|"
+        peer.send(_get("/again"))
+        assert (await peer.answer())[1] == b"/again|"
+
+
+@on_both_loops
+async def test_a_client_that_leaves_while_it_waits_to_be_told_to_continue_is_missed() -> None:
+    recorder = Recorder()
+
+    def paused(head: RequestHead, exchange: Exchange) -> BodySink:
+        exchange.pause()
+        return recorder(head, exchange)
+
+    async with serving(paused) as server, raw(server.address) as peer:
+        peer.send(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+        _, _, sink = await recorder.request()
+        await peer.close()
+        await sink.done()
+        assert sink.names == ["lost"]
+
+
 async def test_a_client_whose_answer_has_begun_is_not_told_to_continue() -> None:
     recorder = Recorder()
 
