@@ -1,20 +1,21 @@
-"""The management side of the broker plane: lists events and explains them. Reads the log beside its writer."""
+"""The management side of the broker plane: lists events and explains them. Reads the logs beside their writers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Final, TypeVar
 
 import msgspec
 from fastapi import APIRouter, Query, Response
 
-from broker.explain import EventView, Explanation, explain, listed
+from broker.explain import Explanation
+from broker.listing import EventList, Library
 from broker.log.query import LogQuery, Slice
 from broker.resources import BROKER, TRIGGER
-from broker.table import TableBuilder, TriggerSpec
+from broker.table import Table, TableBuilder
 from core.control.reconcile import View
-from core.errors import Unavailable
+from core.errors import InvalidInput, Unavailable
 from core.resources import Resource
 
 __all__ = ["create_router"]
@@ -24,13 +25,8 @@ T = TypeVar("T")
 #: Events in one answer.
 DEFAULT_LIMIT: Final = 100
 MAX_LIMIT: Final = 1000
-
-
-class EventList(msgspec.Struct, frozen=True):
-    """The answer of ``GET /penstock/v1/events``: ask on with ``after=<next>``."""
-
-    events: tuple[EventView, ...]
-    next: int
+#: Of a cursor: a platform has a handful of logs, with a name and a number each.
+MAX_CURSOR: Final = 500
 
 
 class ExplanationList(msgspec.Struct, frozen=True):
@@ -43,42 +39,45 @@ class _Problem(msgspec.Struct, frozen=True):
     message: str
 
 
-def create_router(*, reader: LogQuery, view: View) -> APIRouter:
-    """Routes over the log that `reader` reads. `view` knows the Brokers and Triggers."""
+def create_router(*, readers: Mapping[str, LogQuery], view: View) -> APIRouter:
+    """Routes over the logs that `readers` read, by class of Broker. `view` knows the Brokers and Triggers."""
     router = APIRouter(prefix="/penstock/v1")
-    builder = TableBuilder()
+    builder, library = TableBuilder(), Library(readers)
 
-    def known_triggers() -> list[TriggerSpec]:
-        return list(builder.build(view.list(BROKER), view.list(TRIGGER)).triggers.values())
+    def table() -> Table:
+        return builder.build(view.list(BROKER), view.list(TRIGGER))
 
     @router.get("/events")
     async def events(
-        after: Annotated[int | None, Query(ge=0)] = None,
+        after: Annotated[str | None, Query(max_length=MAX_CURSOR)] = None,
         limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
         namespace: str | None = None,
         broker: str | None = None,
         type: str | None = None,  # noqa: A002 - the attribute's name
     ) -> Response:
-        """Stored events in order: those after a position, or the newest."""
+        """Stored events in order: those after a cursor, or the newest."""
+
+        def newest(reader: LogQuery) -> Slice:
+            return reader.newest(limit, namespace=namespace, broker=broker, type=type)
+
+        def following(reader: LogQuery, seq: int) -> Slice:
+            return reader.after(seq, limit, namespace=namespace, broker=broker, type=type)
 
         def read() -> EventList:
-            found: Slice
             if after is None:
-                found = reader.newest(limit, namespace=namespace, broker=broker, type=type)
-            else:
-                found = reader.after(after, limit, namespace=namespace, broker=broker, type=type)
-            return EventList(listed(reader, found.events, triggers), found.next)
+                return library.newest(limit, newest, known)
+            return library.after(after, limit, following, known)
 
-        triggers = known_triggers()
+        known = table()
         return await _answer(read)
 
     @router.get("/events/{event_id:path}/explain")
     async def explained(event_id: str) -> Response:
         """What became of the events of this id, Trigger by Trigger."""
-        triggers, obstacles = known_triggers(), _obstacles(view.list(TRIGGER))
+        known, obstacles = table(), _obstacles(view.list(TRIGGER))
 
         def read() -> ExplanationList | None:
-            found = explain(reader, event_id, triggers, obstacles)
+            found = library.explain(event_id, known, obstacles)
             return ExplanationList(found) if found else None
 
         return await _answer(read, missing=f"No stored event has the id {event_id!r}.")
@@ -103,6 +102,8 @@ async def _answer(read: Callable[[], T | None], missing: str = "") -> Response:
     """Read on a thread, because the file may have to come from the disk."""
     try:
         found = await asyncio.to_thread(read)
+    except InvalidInput as error:
+        return _json(400, _Problem(str(error)))
     except Unavailable as error:
         return _json(503, _Problem(str(error)))
     return _json(404, _Problem(missing)) if found is None else _json(200, found)

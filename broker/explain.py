@@ -46,7 +46,8 @@ class DeliveryState(msgspec.Struct, frozen=True, kw_only=True):
 
 class EventView(msgspec.Struct, frozen=True, kw_only=True):
     """A stored event as it is listed. `time` is when it arrived, `size` its data's bytes; `corrupt` tells that its
-    bytes are not what was written, so that nothing is known of it but its place."""
+    bytes are not what was written, so that nothing is known of it but its place. In a list, `next` is the cursor to ask
+    on from after it (`broker.listing`)."""
 
     seq: int
     broker: str
@@ -60,6 +61,7 @@ class EventView(msgspec.Struct, frozen=True, kw_only=True):
     cause: int | None = None
     corrupt: bool = False
     deliveries: tuple[DeliveryState, ...] = ()
+    next: str | None = None
 
 
 class TriggerView(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ ingress deployments) are left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import msgspec
@@ -67,9 +68,11 @@ class BrokerReconciler:
         ingress_url: str = INGRESS_URL,
         addressables: Iterable[KindRef] = ADDRESSABLES,
         classes: frozenset[str] = frozenset({DEFAULT_CLASS}),
+        remedies: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._ingress_url = ingress_url.rstrip("/")
         self._classes = classes
+        self._remedies = remedies
         self._related: Related = dict.fromkeys(addressables, _brokers_of)
 
     @property
@@ -97,10 +100,11 @@ class BrokerReconciler:
 
     def _not_served(self, resource: Resource, now: float) -> Outcome:
         """A Broker of a class whose log this platform does not have: it has no address, and says why."""
-        served = ", ".join(sorted(self._classes))
+        asked, served = class_of(resource), ", ".join(sorted(self._classes))
         message = (
-            f"Its class is {class_of(resource)}, and this platform's event log serves {served}. Start the platform "
-            f"with a log that does, or create the Broker anew without the annotation {CLASS_ANNOTATION}."
+            f"Its class is {asked}, and this platform's event logs serve {served}. "
+            f"{self._remedies.get(asked, 'Start the platform with a log that does.')} "
+            f"Or create the Broker anew without the annotation {CLASS_ANNOTATION}."
         )
         missing = Condition(type="Addressable", status="False", reason="BrokerClassNotServed", message=message)
         conditions = merge_conditions(_conditions(resource), summarize("Ready", (missing,)), now)
@@ -149,12 +153,13 @@ def reconcilers(
     addressables: Iterable[KindRef] = ADDRESSABLES,
     dependencies: Iterable[KindRef] = DEPENDENCIES,
     classes: frozenset[str] = frozenset({DEFAULT_CLASS}),
+    remedies: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[BrokerReconciler, TriggerReconciler]:
     """Both reconcilers of this plane. The control loop must know the kinds named; `classes` are those of the Brokers
-    that the platform's event log serves."""
+    that the platform's event logs serve, `remedies` say by class how to have a log that serves another one."""
     kinds = tuple(addressables)
     return (
-        BrokerReconciler(ingress_url=ingress_url, addressables=kinds, classes=classes),
+        BrokerReconciler(ingress_url=ingress_url, addressables=kinds, classes=classes, remedies=remedies),
         TriggerReconciler(addressables=kinds, dependencies=dependencies),
     )
 

@@ -33,6 +33,7 @@ __all__ = [
     "DEFAULT_CLASS",
     "DEFAULT_DELIVERY",
     "DEPENDENCY_ANNOTATION",
+    "KAFKA_CLASS",
     "KINDS",
     "REDIS_CLASS",
     "TRIGGER",
@@ -53,7 +54,8 @@ TRIGGER: Final = KindRef(GROUP, "v1", "Trigger")
 CLASS_ANNOTATION: Final = f"{GROUP}/broker.class"
 DEFAULT_CLASS: Final = "Penstock"
 REDIS_CLASS: Final = "Redis"
-CLASSES: Final = frozenset({DEFAULT_CLASS, REDIS_CLASS})
+KAFKA_CLASS: Final = "Kafka"
+CLASSES: Final = frozenset({DEFAULT_CLASS, REDIS_CLASS, KAFKA_CLASS})
 READ_AS_DEFAULT: Final = frozenset({"MTChannelBasedBroker"})
 
 #: Put on every Trigger, so that ``kubectl get triggers -l`` finds a Broker's.

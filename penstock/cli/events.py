@@ -216,13 +216,13 @@ def events(
             _follow(session, query, answer["next"], output)
 
 
-def _follow(session: Session, query: dict[str, str], after: int, output: str) -> NoReturn:
+def _follow(session: Session, query: dict[str, str], after: str, output: str) -> NoReturn:
     """Print events as they settle. Raises Failure where no platform answers for a while."""
     settling = Settling(after)
     waiting = Waiting()
     while True:
         time.sleep(INTERVAL_S)
-        page = {**query, "after": str(settling.position), "limit": str(FOLLOW_PAGE)}
+        page = {**query, "after": settling.position, "limit": str(FOLLOW_PAGE)}
         try:
             answer = session.api.request("GET", "/penstock/v1/events", query=page)
         except Failure as failure:

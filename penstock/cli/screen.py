@@ -20,19 +20,19 @@ __all__ = ["newest_position", "show_events"]
 PAGE: Final = 200
 
 
-async def newest_position(places: Places) -> int:
-    """The position of the newest stored event; 0 where there is none, or nobody answers."""
+async def newest_position(places: Places) -> str:
+    """The cursor after the newest stored event; the beginning where there is none, or nobody answers."""
     answer = await asyncio.to_thread(_ask, Api(places.api), {"limit": "1"})
-    return answer["next"] if answer else 0
+    return answer["next"] if answer else "0"
 
 
-async def show_events(places: Places, after: int) -> None:
-    """Print the events after a position as they happen, until cancelled."""
+async def show_events(places: Places, after: str) -> None:
+    """Print the events after a cursor as they happen, until cancelled."""
     api = Api(places.api)
     settling = Settling(after)
     while True:
         await asyncio.sleep(INTERVAL_S)
-        answer = await asyncio.to_thread(_ask, api, {"after": str(settling.position), "limit": str(PAGE)})
+        answer = await asyncio.to_thread(_ask, api, {"after": settling.position, "limit": str(PAGE)})
         if answer is None:
             continue
         for event in settling.due(answer["events"], answer["next"], time.monotonic()):

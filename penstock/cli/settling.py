@@ -25,25 +25,29 @@ def is_settled(event: Event) -> bool:
 
 
 class Settling:
-    """Events after a position, each given out once and in order. `position` is what to ask for the next page after."""
+    """Events after a cursor, each given out once and in order. `position` is what to ask for the next page after."""
 
-    def __init__(self, position: int) -> None:
+    def __init__(self, position: str) -> None:
         self.position = position
-        self._waiting: dict[int, _Waiting] = {}
+        self._waiting: dict[tuple[str, int], _Waiting] = {}
 
-    def due(self, events: Iterable[Event], next_position: int, now_s: float) -> list[Event]:
+    def due(self, events: Iterable[Event], next_position: str, now_s: float) -> list[Event]:
         """Takes the page after `position` as it is at `now_s`, and `next_position`, up to which it reaches. Returns the
         events that are to be shown now."""
+        known, self._waiting = self._waiting, {}
         for event in events:
-            self._waiting.setdefault(event["seq"], _Waiting(event, now_s)).update(event, now_s)
+            identity = (event["broker"], event["seq"])
+            waiting = self._waiting[identity] = known.get(identity) or _Waiting(event, now_s)
+            waiting.update(event, now_s)
         found: list[Event] = []
-        for seq in sorted(self._waiting):
-            if not self._waiting[seq].is_due(now_s):
+        for identity, waiting in tuple(self._waiting.items()):
+            if not waiting.is_due(now_s):
                 break
-            found.append(self._waiting.pop(seq).event)
-            self.position = seq
+            del self._waiting[identity]
+            found.append(waiting.event)
+            self.position = waiting.event["next"]
         if not self._waiting:
-            self.position = max(self.position, next_position)
+            self.position = next_position
         return found
 
 

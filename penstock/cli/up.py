@@ -33,6 +33,8 @@ __all__ = ["up"]
 
 #: Functions may take ten minutes for a request; nobody waits longer for a platform to stop.
 MAX_DRAIN_S: Final = 600.0
+#: Where --broker-log redis looks for one, where no other is named.
+DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
 
 
 @click.command(short_help="Start the platform here, until Ctrl-C.")
@@ -80,14 +82,13 @@ MAX_DRAIN_S: Final = 600.0
     default="sqlite",
     show_default=True,
     envvar="PENSTOCK_BROKER_LOG",
-    help="What keeps the Brokers' events: a file in the data directory, or a Redis.",
+    help="What keeps the events of Brokers that ask for no class: a file in the data directory, or a Redis.",
 )
 @click.option(
     "--redis-url",
-    default="redis://127.0.0.1:6379/0",
-    show_default=True,
     envvar="PENSTOCK_REDIS_URL",
-    help="The Redis of --broker-log redis (rediss:// for TLS).",
+    help="The Redis (rediss:// for TLS) of --broker-log redis, and of Brokers that ask for the class Redis whatever "
+    "--broker-log says.  [default: redis://127.0.0.1:6379/0 with --broker-log redis, else none]",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Do not show events as they happen.")
 def up(
@@ -101,7 +102,7 @@ def up(
     admin_port: int,
     drain_s: float,
     kind: str,
-    redis_url: str,
+    redis_url: str | None,
     quiet: bool,
 ) -> None:
     """Start the platform here; Ctrl-C drains and stops everything, a second Ctrl-C does not wait for the drain.
@@ -127,7 +128,7 @@ def up(
         root=root.resolve(),
         ports=ports,
         drain_s=drain_s,
-        broker_log=BrokerLog(kind=kind, redis_url=redis_url),
+        broker_log=BrokerLog(kind=kind, redis_url=redis_url or (DEFAULT_REDIS_URL if kind == "redis" else "")),
         on_trouble=_say_trouble,
     )
     code = uvloop.run(_run(supervisor, data.resolve(), files, quiet=quiet, began_s=began_s))

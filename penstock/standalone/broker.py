@@ -13,7 +13,7 @@ from core.net.client import Client
 from core.net.names import Names
 from core.net.server import HttpServer
 from core.telemetry import Metrics
-from penstock.standalone.eventlog import classes, make_log
+from penstock.standalone.eventlog import make_logs
 from penstock.standalone.process import Ending, run_process
 from penstock.standalone.settings import Settings
 
@@ -25,14 +25,15 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
     """The ingress, serving, and the dispatchers; on leaving, drained and closed in the reverse order of starting."""
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        log = make_log(settings)
-        await log.open()
-        stack.push_async_callback(log.close)
+        logs = make_logs(settings)
+        for log in dict.fromkeys(logs.values()):
+            await log.open()
+            stack.push_async_callback(log.close)
         client = Client()
         stack.push_async_callback(client.close)
         node = BrokerNode(
             store=RestStore(client, settings.api.address, BROKER_KINDS),
-            logs=dict.fromkeys(classes(settings), log),
+            logs=logs,
             client=client,
             names=Names(gateway=settings.gateway.address, broker=settings.broker.address),
             clock=SystemClock(),

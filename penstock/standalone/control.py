@@ -23,7 +23,7 @@ from penstock.apiserver.app import create_app
 from penstock.apiserver.listener import serving
 from penstock.kinds import registry
 from penstock.process import running
-from penstock.standalone.eventlog import classes, make_reader
+from penstock.standalone.eventlog import REMEDIES, classes, make_readers
 from penstock.standalone.process import Ending, run_process
 from penstock.standalone.settings import Settings, functions_environment
 from serving.app import create_router as serving_router
@@ -86,7 +86,7 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
             root=root,
         )
         routers = (
-            broker_router(reader=make_reader(settings), view=loop.follower),
+            broker_router(readers=make_readers(settings), view=loop.follower),
             serving_router(autoscaler=autoscaler, instances=instances),
         )
         app = create_app(store=store, registry=kinds, clock=clock, metrics=metrics, extra_routers=routers)
@@ -109,7 +109,7 @@ async def _close(instances: LocalProcesses, ending: Ending) -> None:
 def _reconcilers(settings: Settings) -> tuple[Reconciler, ...]:
     """Those of all planes."""
     return (
-        *broker_reconcilers(classes=classes(settings)),
+        *broker_reconcilers(classes=frozenset(classes(settings.broker_log)), remedies=REMEDIES),
         *source_reconcilers(),
         *serving_reconcilers(url_suffix=settings.url_suffix),
     )

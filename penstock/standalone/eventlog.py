@@ -1,4 +1,6 @@
-"""Which event log the platform has: in the data directory, or in a Redis that outlives it and that others may share."""
+"""Which event logs the platform has: the one in the data directory, and those on servers that outlive it and that
+others may share. A Broker's class picks among them.
+"""
 
 from __future__ import annotations
 
@@ -8,53 +10,51 @@ import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
+from broker.log.port import LedgerLog
 from broker.log.query import LogQuery, LogReader
 from broker.resources import DEFAULT_CLASS, REDIS_CLASS
 from core.errors import Unavailable
-from penstock.standalone.settings import Settings
+from penstock.standalone.settings import BrokerLog, Settings
 
-if TYPE_CHECKING:
-    from broker.log.redis.log import RedisLog
-    from broker.log.sqlite import SqliteLog
+__all__ = ["REMEDIES", "OwnLog", "classes", "make_logs", "make_readers"]
 
-__all__ = ["classes", "make_log", "make_reader"]
-
-#: By the log's name, the classes of the Brokers that it serves: the default, and those that ask for it by name.
-_CLASSES: Final = {
-    "sqlite": frozenset({DEFAULT_CLASS}),
-    "redis": frozenset({DEFAULT_CLASS, REDIS_CLASS}),
+#: For each class that may be missing: how to have it.
+REMEDIES: Final = {
+    REDIS_CLASS: "Start the platform with --redis-url or PENSTOCK_REDIS_URL, which name the Redis for it.",
 }
 
 
-def classes(settings: Settings) -> frozenset[str]:
-    """The classes of the Brokers that this platform serves."""
-    return _CLASSES[settings.broker_log.kind]
+class OwnLog(LedgerLog, Protocol):
+    """A log that this process opens and closes."""
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
 
 
-def make_log(settings: Settings) -> SqliteLog | RedisLog:
-    """The log, to be opened. Raises Unavailable where what it needs is not installed."""
-    if settings.broker_log.kind == "redis":
-        with _client_needed():
-            from broker.log.redis.log import RedisLog  # noqa: PLC0415 - its client costs memory and start-up time
-
-        # One broker process at a time runs on a data directory (its lock is the supervisor's): that makes it an owner.
-        owner = f"{socket.gethostname()}:{settings.data}"
-        return RedisLog(settings.broker_log.redis_url, owner=owner, name=log_name(Path(settings.data)))
-    from broker.log.sqlite import SqliteLog  # noqa: PLC0415 - as above
-
-    return SqliteLog(_file(settings))
+def classes(log: BrokerLog) -> dict[str, str]:
+    """What keeps the events of the Brokers of each class that this platform serves: `BrokerLog.kind`, or one of the
+    servers that the settings name."""
+    served = {DEFAULT_CLASS: log.kind}
+    if log.redis_url:
+        served[REDIS_CLASS] = "redis"
+    return served
 
 
-def make_reader(settings: Settings) -> LogQuery:
-    """What reads the log for people."""
-    if settings.broker_log.kind == "redis":
-        with _client_needed():
-            from broker.log.redis.query import RedisReader  # noqa: PLC0415 - see `make_log`
+def make_logs(settings: Settings) -> dict[str, OwnLog]:
+    """The logs by class, to be opened. Raises Unavailable where what one needs is not installed."""
+    served = classes(settings.broker_log)
+    made = {kind: _make_log(kind, settings) for kind in dict.fromkeys(served.values())}
+    return {name: made[kind] for name, kind in served.items()}
 
-        return RedisReader(settings.broker_log.redis_url, name=log_name(Path(settings.data)))
-    return LogReader(_file(settings))
+
+def make_readers(settings: Settings) -> dict[str, LogQuery]:
+    """What reads the logs for people, by class."""
+    served = classes(settings.broker_log)
+    made = {kind: _make_reader(kind, settings) for kind in dict.fromkeys(served.values())}
+    return {name: made[kind] for name, kind in served.items()}
 
 
 def log_name(data: Path) -> str:
@@ -69,6 +69,33 @@ def log_name(data: Path) -> str:
             os.link(made, path)
         made.unlink()
     return path.read_text().strip()
+
+
+def _make_log(kind: str, settings: Settings) -> OwnLog:
+    # Imported where it is wanted: a server's client costs memory and start-up time.
+    if kind == "redis":
+        with _client_needed():
+            from broker.log.redis.log import RedisLog  # noqa: PLC0415 - see above
+
+        return RedisLog(settings.broker_log.redis_url, owner=_owner(settings), name=log_name(Path(settings.data)))
+    from broker.log.sqlite import SqliteLog  # noqa: PLC0415 - see above
+
+    return SqliteLog(_file(settings))
+
+
+def _make_reader(kind: str, settings: Settings) -> LogQuery:
+    if kind == "redis":
+        with _client_needed():
+            from broker.log.redis.query import RedisReader  # noqa: PLC0415 - see `_make_log`
+
+        return RedisReader(settings.broker_log.redis_url, name=log_name(Path(settings.data)))
+    return LogReader(_file(settings))
+
+
+def _owner(settings: Settings) -> str:
+    """Who the broker process is for a shared log: one at a time runs on a data directory (its lock is the
+    supervisor's), so that one that is started again goes on at once with what it was doing."""
+    return f"{socket.gethostname()}:{settings.data}"
 
 
 def _file(settings: Settings) -> Path:

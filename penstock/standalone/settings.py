@@ -42,7 +42,8 @@ class Listener(msgspec.Struct, frozen=True):
 
 
 class BrokerLog(msgspec.Struct, frozen=True, kw_only=True):
-    """What keeps the Brokers' events: ``sqlite`` in the data directory, or ``redis`` at `redis_url`."""
+    """What keeps the events of Brokers of the default class: ``sqlite`` in the data directory, or ``redis``. Brokers
+    may ask for a server's class wherever its address is given: `redis_url`."""
 
     kind: str = "sqlite"
     redis_url: str = ""

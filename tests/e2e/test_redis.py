@@ -14,6 +14,12 @@ from tests.support.services import RedisServer
 
 pytestmark = pytest.mark.e2e
 
+PLAIN = """
+apiVersion: eventing.knative.dev/v1
+kind: Broker
+metadata:
+  name: plain
+"""
 CLASSED = """
 apiVersion: eventing.knative.dev/v1
 kind: Broker
@@ -77,10 +83,27 @@ def test_a_broker_that_asks_for_redis_is_ready_where_the_platform_has_it_and_say
     ready = wait_until(lambda: conditions(platform).get("Ready"), what="the Broker is judged")
     assert ready["status"] == "False"
     assert ready["reason"] == "BrokerClassNotServed"
-    assert "Redis" in ready["message"]
+    assert "--redis-url or PENSTOCK_REDIS_URL" in ready["message"]
     with with_redis(tmp_path / "other", redis_url) as other:
         other.penstock("apply", "-f", "-", text=CLASSED)
         wait_until(lambda: other.is_ready("broker", "classed"), what="the Broker is ready")
+
+
+@pytest.mark.service("redis")
+def test_one_platform_keeps_each_brokers_events_in_the_log_of_its_class_and_tells_of_all(
+    tmp_path: Path, redis_url: str
+):
+    data = tmp_path / "data"
+    with Platform.start(data=data, root=tmp_path, arguments=("--redis-url", redis_url)) as platform:
+        platform.penstock("apply", "-f", "-", text=f"{PLAIN}---{CLASSED}")
+        for name in ("plain", "classed"):
+            wait_until(lambda name=name: platform.is_ready("broker", name), what=f"{name} is ready")
+            platform.penstock("send", "--broker", name, "--type", "hello", "--id", f"to-{name}")
+        listed = [json.loads(line) for line in platform.penstock("events", "-o", "json").stdout.splitlines()]
+        assert [(event["id"], event["seq"]) for event in listed] == [("to-plain", 1), ("to-classed", 1)]
+        assert "default/classed" in platform.penstock("explain", "to-classed").stdout
+        assert (data / "broker" / "log.db").exists()
+        assert (data / "broker" / "redis-log-name").exists()
 
 
 def test_a_platform_without_its_redis_says_what_to_do(tmp_path: Path):

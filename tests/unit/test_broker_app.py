@@ -13,6 +13,7 @@ from broker.app import create_router
 from broker.ledger import Attempt
 from broker.log.query import LogReader
 from broker.log.sqlite import SqliteLog
+from broker.resources import DEFAULT_CLASS
 from core.resources import Key, KindRef, Resource
 from tests.conformance.event_log import BROKER, OTHER, append, entry
 from tests.support.broker import broker, trigger
@@ -52,7 +53,7 @@ async def get(tmp_path: Path, path: str, query: str = "", *resources: Resource) 
     """Status and JSON of one GET to an application that holds nothing but the router."""
     app = FastAPI()
     view = Held(broker(), *(resources or TRIGGERS))
-    app.include_router(create_router(reader=LogReader(tmp_path / "log.db"), view=view))
+    app.include_router(create_router(readers={DEFAULT_CLASS: LogReader(tmp_path / "log.db")}, view=view))
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
@@ -68,15 +69,15 @@ async def get(tmp_path: Path, path: str, query: str = "", *resources: Resource) 
     return sent[0]["status"], msgspec.json.decode(body)
 
 
-async def listed(tmp_path: Path, query: str = "") -> tuple[list[str], int]:
+async def listed(tmp_path: Path, query: str = "") -> tuple[list[str], str]:
     status, answer = await get(tmp_path, "/penstock/v1/events", query)
     assert status == 200, answer
     return [event["id"] for event in answer["events"]], answer["next"]
 
 
 async def test_before_there_is_a_log_there_are_no_events(tmp_path: Path):
-    assert await listed(tmp_path) == ([], 0)
-    assert await listed(tmp_path, "after=7") == ([], 7)
+    assert await listed(tmp_path) == ([], "0")
+    assert await listed(tmp_path, "after=7") == ([], "7")
     status, answer = await get(tmp_path, "/penstock/v1/events/x/explain")
     assert (status, answer) == (404, {"message": "No stored event has the id 'x'."})
 
@@ -108,6 +109,7 @@ async def test_events_are_listed_with_their_attributes_and_how_they_stand(tmp_pa
         "attributes": {"specversion": "1.0", "id": "e1", "source": "/test", "type": "test.made", "subject": "cat.png"},
         "cause": None,
         "corrupt": False,
+        "next": str(record.seq),
         "deliveries": [
             {"trigger": "default/scan", "state": "delivered", "status": 202, "attempts": 2, "reason": None},
             {"trigger": "default/picky", "state": "pending", "status": 0, "attempts": 0, "reason": None},
@@ -135,7 +137,7 @@ async def test_events_are_listed_by_place_broker_and_type(tmp_path: Path, log: S
     ids, after = await listed(tmp_path, query)
     assert "".join(ids) == expected
     if ids:
-        assert after >= "abcde".index(ids[-1]) + 1
+        assert int(after) >= "abcde".index(ids[-1]) + 1
 
 
 async def test_a_tail_sees_each_event_once_while_it_is_written(tmp_path: Path, log: SqliteLog):
@@ -147,6 +149,12 @@ async def test_a_tail_sees_each_event_once_while_it_is_written(tmp_path: Path, l
         ids, after = await listed(tmp_path, f"after={after}")
         seen += ids
     assert seen == [f"new{n}" for n in range(5)]
+
+
+async def test_what_is_no_cursor_is_refused_by_name(tmp_path: Path):
+    status, answer = await get(tmp_path, "/penstock/v1/events", "after=yesterday")
+    assert status == 400
+    assert "after='yesterday' is no position" in answer["message"]
 
 
 async def test_a_limit_out_of_range_is_refused(tmp_path: Path):

@@ -76,7 +76,7 @@ def test_a_trigger_gets_the_default_broker_a_filter_and_its_brokers_label():
 @pytest.mark.parametrize(
     ("annotations", "spec", "broken"),
     [
-        pytest.param({CLASS_ANNOTATION: "Kafka"}, {}, f"metadata.annotations[{CLASS_ANNOTATION}]", id="unknown class"),
+        pytest.param({CLASS_ANNOTATION: "Rabbit"}, {}, f"metadata.annotations[{CLASS_ANNOTATION}]", id="unknown class"),
         pytest.param({}, {"config": {"name": "c"}}, "spec.config.kind", id="config without kind"),
         pytest.param({}, {"delivery": {"retry": -1}}, "spec.delivery.retry", id="negative retry"),
         pytest.param({}, {"delivery": {"retry": 10_000}}, "spec.delivery.retry", id="endless retry"),
