@@ -25,6 +25,7 @@ demo: $(VENV)/.run ## Set up, and run the pictures example scripted, every resul
 	@$(BIN)/python -m examples.pictures.demo
 
 test: check unit conformance e2e ## Set up, and run everything that must hold
+	@$(BIN)/python -m tests.support.services --missing
 
 check: $(VENV)/.dev ## Format, lint, types, direction of imports
 	$(BIN)/ruff format --check .
@@ -41,7 +42,7 @@ conformance: $(VENV)/.dev ## One suite per port, run on every adapter and the fa
 e2e: $(VENV)/.dev ## Real processes, real clients, kill -9
 	$(BIN)/pytest tests/e2e
 
-services: $(VENV)/.dev ## Start the servers that tests and `--broker-log redis` can use, and print their variables
+services: $(VENV)/.dev ## Start the servers that tests and `--broker-log` can use, and print their variables
 	@$(BIN)/python -m tests.support.services
 
 bench: $(VENV)/.run ## The benchmarks: JSON on each one's last line

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.controlplane.access import ClusterAccess, existing
 from tests.support.controlplane.servers import ControlPlane
+from tests.support.kafka.server import KafkaServer
 from tests.support.services import SERVICES, RedisServer, Service
 
 # No test judges by the wall clock: a busy machine must not make a right answer wrong.
@@ -77,22 +78,33 @@ def _absent(item: pytest.Item) -> set[str]:
 
 
 def _line(service: Service, count: int) -> str:
-    return (
-        f"{service.name} could not be had: {count} tests did not run. "
-        f"Provide it by: {service.install}   (or set {service.variable})"
-    )
+    line = f"{service.name} could not be had: {count} tests did not run. Provide it by: {service.install}"
+    return f"{line}   (or set {service.variable})" if service.variable else line
 
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A Redis that every test shares; each takes a log name of its own."""
-    given = os.environ.get(SERVICES["redis"].variable)
+    given = os.environ.get(str(SERVICES["redis"].variable))
     if given:
         yield given
         return
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     server.start()
     yield server.url
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def kafka_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The bootstrap servers of a Kafka that every test shares; each takes names of its own."""
+    given = os.environ.get(str(SERVICES["kafka"].variable))
+    if given:
+        yield given
+        return
+    server = KafkaServer(tmp_path_factory.mktemp("kafka"))
+    server.start()
+    yield server.servers
     server.stop()
 
 
@@ -109,7 +121,7 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 @pytest.fixture(scope="session")
 def kubernetes(request: pytest.FixtureRequest) -> ClusterAccess:
     """A real API server with its controllers and no nodes: pods are made and stay Pending."""
-    given = os.environ.get(SERVICES["kubernetes"].variable)
+    given = os.environ.get(str(SERVICES["kubernetes"].variable))
     if given:
         return existing(Path(given))
     plane: ControlPlane = request.getfixturevalue("control_plane")

@@ -19,6 +19,8 @@ from typing import Final
 
 from tests.support.controlplane.build import binaries
 from tests.support.controlplane.servers import ControlPlane
+from tests.support.kafka.jars import jars
+from tests.support.kafka.server import KafkaServer
 
 __all__ = ["SERVICES", "RedisServer", "Service", "missing"]
 
@@ -28,7 +30,7 @@ _POLL_S: Final = 0.01
 
 
 class Service:
-    """A server that tests need: its variable names one that runs already, its programs start one.
+    """What tests need: a server, which its variable names where one runs already and its programs start, or a program.
 
     `prepare` makes what takes too long for a test's time limit; it is given what says how far it is.
     """
@@ -37,7 +39,7 @@ class Service:
         self,
         *,
         name: str,
-        variable: str,
+        variable: str | None = None,
         programs: tuple[str, ...],
         install: str,
         prepare: Callable[[Callable[[str], None]], object] | None = None,
@@ -50,7 +52,7 @@ class Service:
 
     @property
     def given(self) -> bool:
-        return bool(os.environ.get(self.variable))
+        return bool(self.variable and os.environ.get(self.variable))
 
     @property
     def available(self) -> bool:
@@ -79,12 +81,21 @@ SERVICES: Final = {
             install="apt-get install -y etcd-server, and Go 1.24 or later from https://go.dev/dl",
             prepare=binaries,
         ),
+        Service(
+            name="kafka",
+            variable="KAFKA_BOOTSTRAP_SERVERS",
+            programs=("java", "mvn", "setpriv"),
+            install="apt-get install -y default-jre-headless maven",
+            prepare=jars,
+        ),
+        Service(name="kcat", programs=("kcat",), install="apt-get install -y kcat"),
     )
 }
 
 
 def missing() -> list[Service]:
-    return [service for service in SERVICES.values() if not service.available]
+    """Those of which a test that needs its own has none."""
+    return [service for service in SERVICES.values() if not service.startable]
 
 
 class RedisServer:
@@ -153,31 +164,39 @@ def _free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def main() -> int:
-    """Run every server until Ctrl-C, and print the variables that tests and ``penstock up`` take."""
+def main(*arguments: str) -> int:
+    """Run every server until Ctrl-C, and print the variables that tests and ``penstock up`` take. With ``--missing``
+    only say what tests do without here, and how to get it."""
     absent = missing()
     for service in absent:
-        print(f"{service.name}: not installed. {service.install}", file=sys.stderr)
-    if absent:
+        print(f"{service.name} could not be had. Provide it by: {service.install}", file=sys.stderr)
+    if "--missing" in arguments:
+        return 0
+    if any(service.variable for service in absent):
         return 1
-    binaries(lambda line: print(line, file=sys.stderr, flush=True))
+    for prepare in (binaries, jars):
+        prepare(lambda line: print(line, file=sys.stderr, flush=True))
     with tempfile.TemporaryDirectory(prefix="penstock-services-") as folder:
         redis = RedisServer(Path(folder) / "redis")
         kubernetes = ControlPlane(Path(folder) / "kubernetes")
+        kafka = KafkaServer(Path(folder) / "kafka")
         try:
             redis.start()
             kubernetes.start()
+            kafka.start()
             print(f"export REDIS_URL={redis.url}")
+            print(f"export KAFKA_BOOTSTRAP_SERVERS={kafka.servers}")
             print(f"export KUBECONFIG={kubernetes.access.kubeconfig}", flush=True)
             print("Ctrl-C stops them and removes what they stored.", file=sys.stderr)
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, lambda *_: None)
             signal.pause()
         finally:
+            kafka.stop()
             kubernetes.stop()
             redis.stop()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*sys.argv[1:]))
