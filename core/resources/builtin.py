@@ -16,6 +16,7 @@ __all__ = [
     "ENDPOINT_SLICE",
     "EVENT",
     "KINDS",
+    "LEASE",
     "NAMESPACE",
     "POD",
     "SECRET",
@@ -27,6 +28,7 @@ EVENT: Final = KindRef("", "v1", "Event")
 CONFIG_MAP: Final = KindRef("", "v1", "ConfigMap")
 SECRET: Final = KindRef("", "v1", "Secret")
 ENDPOINT_SLICE: Final = KindRef("discovery.k8s.io", "v1", "EndpointSlice")
+LEASE: Final = KindRef("coordination.k8s.io", "v1", "Lease")
 POD: Final = KindRef("", "v1", "Pod")
 DEPLOYMENT: Final = KindRef("apps", "v1", "Deployment")
 
@@ -65,6 +67,12 @@ KINDS: Final = (
         plural="endpointslices",
         singular="endpointslice",
         columns=(Column(name="AddressType", path=".addressType"),),
+    ),
+    Kind(
+        ref=LEASE,
+        plural="leases",
+        singular="lease",
+        columns=(Column(name="Holder", path=".spec.holderIdentity"),),
     ),
 )
 

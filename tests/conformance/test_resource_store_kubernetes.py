@@ -10,13 +10,15 @@ import msgspec
 import pytest
 from kubernetes.aio.client import ApiClient
 
+from core.clock import SystemClock
 from core.control import api
 from core.control.cache import Follower
 from core.control.kubernetes.connection import Cluster, ServiceAccount, connected, find_cluster
 from core.control.kubernetes.store import KubernetesStore
+from core.control.leader import Election, ElectionTimes
 from core.errors import InvalidInput, NotFound, Unavailable
 from core.resources import Key, Kind, KindRef, ObjectMeta, Resource
-from core.resources.builtin import CONFIG_MAP, KINDS, NAMESPACE
+from core.resources.builtin import CONFIG_MAP, KINDS, LEASE, NAMESPACE
 from tests.conformance.resource_store import (
     DEADLINE_S,
     GADGET,
@@ -199,6 +201,33 @@ async def test_a_closed_client_is_unavailable(kubernetes: ClusterAccess):
         await store.list(CONFIG_MAP)
     with pytest.raises(Unavailable, match="closed"):
         await store.list(CONFIG_MAP)
+
+
+async def test_a_lease_in_the_cluster_passes_from_one_candidate_to_the_next(store: KubernetesStore):
+    lease = Key(LEASE, "default", "election")
+    with contextlib.suppress(NotFound):
+        await store.delete(lease)
+    times = ElectionTimes(lease_s=6.0, renew_s=4.0, retry_s=0.1)
+    leaders: asyncio.Queue[str] = asyncio.Queue()
+
+    def candidate(name: str) -> asyncio.Task[None]:
+        async def work() -> None:
+            leaders.put_nowait(name)
+            await asyncio.Event().wait()
+
+        return asyncio.create_task(Election(store, lease, name, SystemClock(), times=times).run(work))
+
+    async with asyncio.timeout(DEADLINE_S):
+        running = {"one": candidate("one")}
+        assert await leaders.get() == "one"
+        running["two"] = candidate("two")
+        running.pop("one").cancel()
+        assert await leaders.get() == "two"
+    held = (await store.get(lease)).spec
+    assert (held["holderIdentity"], held["leaseDurationSeconds"], held["leaseTransitions"]) == ("two", 6, 1)
+    running["two"].cancel()
+    await asyncio.gather(running["two"], return_exceptions=True)
+    assert not (await store.get(lease)).spec.get("holderIdentity")
 
 
 @pytest.mark.service("kubernetes", own=True)

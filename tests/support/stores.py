@@ -121,7 +121,8 @@ class FaultyStore:
     def _call(self, operation: str) -> None:
         self.calls[operation] += 1
         if self.down is not None:
-            raise self.down
+            # Not this one: an error that is raised again and again grows with each traceback.
+            raise type(self.down)(str(self.down)) from None
         planned = self.fail_next.get(operation)
         if planned:
             raise planned.pop(0)
