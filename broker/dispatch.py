@@ -109,7 +109,7 @@ class Dispatcher:
 
     __slots__ = (
         "_bytes",
-        "_drained",
+        "_idle",
         "_in_flight",
         "_letters",
         "_live",
@@ -143,7 +143,7 @@ class Dispatcher:
         self._reading = False
         self._retry_read: asyncio.TimerHandle | None = None
         self._stopped = False
-        self._drained: asyncio.Future[None] | None = None
+        self._idle: list[Callable[[], None]] = []
         self.trigger = trigger
         self._place(trigger)
 
@@ -195,11 +195,18 @@ class Dispatcher:
         if self._retry_read is not None:
             self._retry_read.cancel()
 
+    def when_idle(self, then: Callable[[], None]) -> None:
+        """Call `then` once nothing is in flight, at once where that is so. After `stop`."""
+        if self._in_flight:
+            self._idle.append(then)
+        else:
+            then()
+
     async def drained(self) -> None:
         """Wait until nothing is in flight. After `stop`."""
-        if self._in_flight:
-            self._drained = self._loop.create_future()
-            await self._drained
+        idle = asyncio.Event()
+        self.when_idle(idle.set)
+        await idle.wait()
 
     @property
     def busy(self) -> bool:
@@ -493,8 +500,10 @@ class Dispatcher:
             self._pump()
         if not self._live:
             self._catch_up()
-        if self._drained is not None and not self._in_flight and not self._drained.done():
-            self._drained.set_result(None)
+        if self._idle and not self._in_flight:
+            waiting, self._idle = self._idle, []
+            for then in waiting:
+                then()
 
 
 def _text(value: bytes | None) -> str | None:

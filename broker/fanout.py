@@ -28,6 +28,10 @@ CREATION_PRECISION_S: Final = 1.0
 #: Before a new Trigger's start is looked for again in a log that could not be read.
 _SEEK_RETRY_S: Final = 1.0
 
+#: What is in flight for a Trigger that another process should have may take so long; then that process goes on, and
+#: delivers again what has not ended here.
+HANDOVER_S: Final = 10.0
+
 
 class Fanout:
     """Hears each stored event, and offers it to the dispatchers that want it. Used on the loop's thread."""
@@ -37,6 +41,8 @@ class Fanout:
         self._takers: Mapping[str, FilterIndex[str]] = {}
         self._dispatchers: dict[str, Dispatcher] = {}
         self._leaving: set[Dispatcher] = set()
+        #: By uid, what still runs for Triggers that other processes should have.
+        self._handing: dict[str, _Handover] = {}
         #: The uids of the Triggers that this process delivers for; others that share the log have the rest.
         self._held: set[str] = set()
         self._closed = False
@@ -73,6 +79,7 @@ class Fanout:
         for uid in before.triggers:
             if uid not in table.triggers:
                 self._held.discard(uid)
+                self._stop_handing(uid)
                 log.release(uid)
         for uid in tuple(log.subscriptions()):
             if uid not in table.triggers and uid not in table.unread:
@@ -81,9 +88,15 @@ class Fanout:
             held = self._dispatchers.get(uid)
             if held is None:
                 if uid not in before.triggers:
-                    log.claim(uid, partial(self._granted, uid, log.last()), partial(self._lost, uid))
+                    self._claim(uid)
             elif held.trigger != trigger:
                 held.update(trigger)
+
+    def _claim(self, uid: str) -> None:
+        log = self._services.log
+        log.claim(
+            uid, partial(self._granted, uid, log.last()), partial(self._lost, uid), partial(self._wanted_elsewhere, uid)
+        )
 
     def _granted(self, uid: str, newest: int) -> None:
         """This process is to deliver for the Trigger."""
@@ -95,9 +108,43 @@ class Fanout:
     def _lost(self, uid: str) -> None:
         """Another process delivers for the Trigger."""
         self._held.discard(uid)
+        self._stop_handing(uid)
         dispatcher = self._dispatchers.pop(uid, None)
         if dispatcher is not None:
             self._end(dispatcher)
+
+    def _wanted_elsewhere(self, uid: str) -> None:
+        """Another process should deliver for the Trigger: make no more attempts, and let it go once those under way
+        have ended."""
+        self._held.discard(uid)
+        dispatcher = self._dispatchers.pop(uid, None)
+        if dispatcher is None:  # where it begins is still being looked for
+            self._let_go(uid)
+            return
+        dispatcher.looked_at(self._services.log.last(), 1)
+        dispatcher.stop()
+        timer = asyncio.get_running_loop().call_later(HANDOVER_S, self._handed, uid, dispatcher)
+        self._handing[uid] = _Handover(dispatcher, timer)
+        dispatcher.when_idle(partial(self._handed, uid, dispatcher))
+
+    def _handed(self, uid: str, dispatcher: Dispatcher) -> None:
+        """What was under way has ended, or took too long."""
+        handover = self._handing.get(uid)
+        if handover is not None and handover.dispatcher is dispatcher:
+            self._stop_handing(uid)
+            self._let_go(uid)
+
+    def _stop_handing(self, uid: str) -> None:
+        handover = self._handing.pop(uid, None)
+        if handover is not None:
+            handover.timer.cancel()
+            self._end(handover.dispatcher)
+
+    def _let_go(self, uid: str) -> None:
+        """Let another process have it, and take it again if that one fails."""
+        self._services.log.release(uid)
+        if uid in self.table.triggers and not self._closed:
+            self._claim(uid)
 
     def _enter(self, trigger: TriggerSpec, newest: int) -> None:
         """A Trigger that has no dispatcher yet. Its kept position counts; a new one starts where the log was when it
@@ -159,13 +206,19 @@ class Fanout:
 
     async def drain(self, timeout_s: float) -> None:
         """No new attempts; wait for those under way. Their events are delivered again after a restart if they take
-        longer than `timeout_s`."""
+        longer than `timeout_s`. Other processes have each Trigger as soon as nothing is under way for it here."""
         self._closed = True
-        last = self._services.log.last()
-        dispatchers = [*self._dispatchers.values(), *self._leaving]
-        for dispatcher in dispatchers:
+        log = self._services.log
+        last = log.last()
+        for uid in self.table.triggers:
+            if uid not in self._dispatchers and uid not in self._handing:
+                log.release(uid)
+        for uid, dispatcher in self._dispatchers.items():
             dispatcher.looked_at(last, 1)
             dispatcher.stop()
+            dispatcher.when_idle(partial(log.release, uid))
+        handing = [handover.dispatcher for handover in self._handing.values()]
+        dispatchers = [*self._dispatchers.values(), *handing, *self._leaving]
         try:
             async with asyncio.timeout(timeout_s):
                 for dispatcher in dispatchers:
@@ -174,3 +227,13 @@ class Fanout:
             count = sum(dispatcher.busy for dispatcher in dispatchers)
             facts = {"triggers": count}
             logger.warning("deliveries did not end in time; they will be made again", extra={"facts": facts})
+
+
+class _Handover:
+    """What is still under way for a Trigger that another process should have."""
+
+    __slots__ = ("dispatcher", "timer")
+
+    def __init__(self, dispatcher: Dispatcher, timer: asyncio.TimerHandle) -> None:
+        self.dispatcher = dispatcher
+        self.timer = timer

@@ -80,7 +80,7 @@ class MemoryLog:
     def subscriptions(self) -> Collection[str]:
         return self._subscriptions.keys()
 
-    def claim(self, uid: str, granted: Callable[[], None], lost: Callable[[], None]) -> None:
+    def claim(self, uid: str, granted: Callable[[], None], lost: Callable[[], None], asked: Callable[[], None]) -> None:
         granted()  # nobody else delivers from this log
 
     def release(self, uid: str) -> None:

@@ -210,15 +210,19 @@ class EventLog(Protocol):
         """The uids of all kept subscriptions."""
         ...
 
-    def claim(self, uid: str, granted: Callable[[], None], lost: Callable[[], None]) -> None:
+    def claim(self, uid: str, granted: Callable[[], None], lost: Callable[[], None], asked: Callable[[], None]) -> None:
         """Become the one process that delivers for the subscription `uid`, of all that share the log: `granted` when
         that is so and its kept position is known, `lost` when it no longer is; then `granted` may come again. A process
         that lost it stops delivering; what it acknowledges after is not kept. Claiming what is held is granted at once.
-        A log of a single process grants before this returns and never loses."""
+
+        `asked` when another process should have it (`broker.log.balance`): this one makes no more attempts, lets those
+        under way end, calls `release`, and claims again, to be there when the other one fails. Until then it holds it.
+
+        A log of a single process grants before this returns, never loses and never asks."""
         ...
 
     def release(self, uid: str) -> None:
-        """Claim it no more: another process may have it, from the position as it is now."""
+        """Claim it no more: another process may have it, from the position as it is now, which is durable before."""
         ...
 
     def seek(self, broker: str, at: float, then: Callable[[int | PenstockError], None]) -> None:

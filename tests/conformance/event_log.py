@@ -69,6 +69,10 @@ async def seek(log: EventLog, at: float) -> int:
     return await answer(lambda then: log.seek(BROKER, at, then))
 
 
+def _ignored() -> None:
+    """A claim's end, where nobody else is there to have it."""
+
+
 def ids(page: Page) -> list[str]:
     return [record.entry.attributes["id"] for record in page.records]
 
@@ -228,7 +232,10 @@ class EventLogSuite:
         heard: asyncio.Queue[str] = asyncio.Queue()
         for number in ("1", "2"):
             log.claim(
-                "uid-1", lambda number=number: heard.put_nowait(f"granted {number}"), lambda: heard.put_nowait("lost")
+                "uid-1",
+                lambda number=number: heard.put_nowait(f"granted {number}"),
+                lambda: heard.put_nowait("lost"),
+                lambda: heard.put_nowait("asked"),
             )
             async with asyncio.timeout(DEADLINE_S):
                 assert await heard.get() == f"granted {number}"
@@ -236,7 +243,7 @@ class EventLogSuite:
 
     async def test_what_is_acknowledged_under_a_claim_is_kept_though_it_is_released_at_once(self, log: EventLog):
         granted = asyncio.Event()
-        log.claim("uid-1", granted.set, lambda: None)
+        log.claim("uid-1", granted.set, _ignored, _ignored)
         async with asyncio.timeout(DEADLINE_S):
             await granted.wait()
         subscription = log.subscribe("uid-1", BROKER, "default/one", 0)
@@ -246,7 +253,7 @@ class EventLogSuite:
         log.release("uid-1")
         await log.flush()
         granted.clear()
-        log.claim("uid-1", granted.set, lambda: None)
+        log.claim("uid-1", granted.set, _ignored, _ignored)
         async with asyncio.timeout(DEADLINE_S):
             await granted.wait()
         assert log.subscribe("uid-1", BROKER, "default/one", 99).position() == Position(4, (4,))

@@ -11,15 +11,15 @@ import pytest
 
 from broker.ledger import Attempt
 from broker.log.port import EventLog, LogFull, Position, Record, Retention
-from broker.log.redis.connection import Connection
+from broker.log.redis.connection import Connection, ended
 from broker.log.redis.layout import Keys
+from broker.log.redis.leases import LEASE_S, RENEW_S
 from broker.log.redis.log import RedisLog
 from broker.log.redis.query import RedisReader
 from core.errors import Unavailable
 from tests.conformance.event_log import (
     BROKER,
     DEADLINE_S,
-    OTHER,
     DurableLogSuite,
     EventLogSuite,
     append,
@@ -28,6 +28,7 @@ from tests.conformance.event_log import (
     read,
 )
 from tests.conformance.log_query import LogQuerySuite
+from tests.conformance.shared_log import SharedLogSuite, claim, until
 from tests.support.services import RedisServer
 
 pytestmark = pytest.mark.service("redis")
@@ -39,6 +40,8 @@ _NUMBERS = itertools.count(1)
 
 class Logs:
     """Logs of one name in one Redis, as several processes have them. Closes what it opened and removes the keys."""
+
+    takeover_s = LEASE_S + 2 * RENEW_S
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -56,6 +59,19 @@ class Logs:
     async def close(self, log: RedisLog) -> None:
         self._open.remove(log)
         await log.close()
+
+    async def start(self, name: str) -> RedisLog:
+        return await self.open(name)
+
+    async def stop(self, log: EventLog) -> None:
+        assert isinstance(log, RedisLog)
+        await self.close(log)
+
+    async def kill(self, log: EventLog) -> None:
+        assert isinstance(log, RedisLog)
+        self._open.remove(log)
+        await ended([*log._tasks, *log._reads])  # what a process that is gone does: nothing more
+        await log._disconnect()
 
     async def end(self) -> None:
         for log in tuple(self._open):
@@ -153,63 +169,26 @@ class TestRedisReader(LogQuerySuite):
         reader.close()
 
 
-class TestSharing:
-    """Two processes on one log."""
+class TestSharing(SharedLogSuite):
+    """Several processes on one log."""
 
-    async def test_each_hears_the_others_events_in_order_of_position(self, logs: Logs):
-        both = [await logs.open("first"), await logs.open("second")]
-        heard: list[list[int]] = [[], []]
-        for log, seqs in zip(both, heard, strict=True):
-            log.tail(lambda record, seqs=seqs: seqs.append(record.seq))
-        count = 60
-
-        async def some(log: RedisLog, broker: str) -> None:
-            for n in range(count // 3):
-                await append(log, *(entry(f"{broker}-{n}-{m}", broker) for m in range(3)))
-
-        await asyncio.gather(some(both[0], BROKER), some(both[1], OTHER), some(both[1], BROKER))
-        await _until(lambda: all(len(seqs) >= 3 * count for seqs in heard))
-        assert heard[0] == heard[1] == sorted(set(heard[0]))
-        assert len(heard[0]) == 3 * count
-        assert both[0].last() == both[1].last() == heard[0][-1]
-
-    async def test_one_of_two_is_granted_and_the_other_goes_on_from_its_position_once_it_is_released(self, logs: Logs):
-        first, second = await logs.open("first"), await logs.open("second")
-        heard: list[str] = []
-        first.claim("uid-1", lambda: heard.append("first"), lambda: heard.append("first lost"))
-        await _until(lambda: heard == ["first"])
-        second.claim("uid-1", lambda: heard.append("second"), lambda: heard.append("second lost"))
-        subscription = first.subscribe("uid-1", BROKER, "default/one", 0)
-        subscription.take(3)
-        subscription.take(5)
-        subscription.ack(3)
-        first.release("uid-1")
-        await _until(lambda: len(heard) > 1)
-        assert heard == ["first", "second"]
-        assert second.subscribe("uid-1", BROKER, "default/one", 99).position() == Position(5, (5,))
-
-    async def test_a_process_that_starts_again_takes_over_its_own_claims_at_once(self, logs: Logs):
-        before, after = await logs.open("same"), await logs.open("same")
-        granted = asyncio.Event()
-        before.claim("uid-1", granted.set, lambda: None)
-        await asyncio.wait_for(granted.wait(), DEADLINE_S)
-        granted.clear()
-        after.claim("uid-1", granted.set, lambda: None)
-        await asyncio.wait_for(granted.wait(), DEADLINE_S)
+    @pytest.fixture
+    def processes(self, logs: Logs) -> Logs:
+        return logs
 
     async def test_a_process_that_lost_its_claim_is_told_and_keeps_nothing_more(self, logs: Logs):
         first, second = await logs.open("first"), await logs.open("second")
         heard: list[str] = []
-        first.claim("uid-1", lambda: heard.append("first"), lambda: heard.append("first lost"))
-        await _until(lambda: heard == ["first"])
+        claim(first, "uid-1", "first", heard)
+        await until(lambda: heard == ["first"])
         stale = first.subscribe("uid-1", BROKER, "default/one", 1)
         await first.flush()
-        await logs.redis.run("DEL", logs.keys.lease("uid-1"))  # as if its time were over
-        second.claim("uid-1", lambda: heard.append("second"), lambda: heard.append("second lost"))
-        await _until(lambda: "second" in heard)
+        await logs.redis.run("DEL", logs.keys.lease("uid-1"), logs.keys.members)  # as if their time were over
+        claim(second, "uid-1", "second", heard)
+        await until(lambda: "second" in heard)
         stale.skip(100)
         await first.flush()
-        await _until(lambda: "first lost" in heard)
+        await until(lambda: "first lost" in heard)
         assert heard == ["first", "second", "first lost"]
         stale.skip(200)
         await first.flush()
@@ -260,13 +239,13 @@ class TestLosingRedis:
 
     async def test_a_claim_is_lost_while_redis_is_silent_and_granted_again(self, server: RedisServer, log: RedisLog):
         heard: list[str] = []
-        log.claim("uid-1", lambda: heard.append("granted"), lambda: heard.append("lost"))
-        await _until(lambda: heard == ["granted"])
+        claim(log, "uid-1", "granted", heard)
+        await until(lambda: heard == ["granted"])
         server.pause()
-        await _until(lambda: "lost" in heard)
+        await until(lambda: "granted lost" in heard)
         server.resume()
-        await _until(lambda: len(heard) == 3)
-        assert heard == ["granted", "lost", "granted"]
+        await until(lambda: len(heard) == 3)
+        assert heard == ["granted", "granted lost", "granted"]
 
     async def test_without_redis_the_log_says_what_to_do(self, server: RedisServer):
         server.kill()
@@ -309,10 +288,3 @@ async def _appends(logs: Logs) -> int:
         return 0
     info = await logs.redis.run("XINFO", "STREAM", logs.keys.wake)
     return int(dict(zip(info[::2], info[1::2], strict=True))[b"entries-added"])
-
-
-async def _until(holds: Callable[[], bool]) -> None:
-    """What another connection brings has no event to wait for here: look again after a turn of the loop."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not holds():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0.005)

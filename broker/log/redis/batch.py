@@ -85,6 +85,6 @@ def other_commands(keys: Keys, batch: Batch, token: Callable[[str], str]) -> tup
         if undelivered:
             commands.append(("ZADD", keys.undelivered, *(word for seq in undelivered for word in (seq, seq))))
     if batch.released:
-        names = [key for key, _ in batch.released]
+        names = [keys.moved, *(key for key, _ in batch.released)]
         commands.append(("EVAL", RELEASE, len(names), *names, *(value for _, value in batch.released)))
     return commands, keep

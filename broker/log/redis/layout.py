@@ -21,6 +21,9 @@ key                    type       holds
 ``{name}:fences``      hash       the fencing token of each subscription's newest lease, by uid
 ``{name}:fence``       string     the newest fencing token given
 ``{name}:lease:<uid>`` string     who dispatches for the subscription: its token and its owner; expires
+``{name}:members``     hash       the processes that dispatch: when each last renewed its leases (milliseconds), and how
+                                  many subscriptions it wants
+``{name}:moved``       stream     an entry whenever a lease was given back, or the processes changed: what they wait on
 =====================  =========  ==================================================================================
 """
 
@@ -76,6 +79,8 @@ class Keys:
         "fences",
         "format",
         "ids",
+        "members",
+        "moved",
         "names",
         "positions",
         "prefix",
@@ -103,6 +108,8 @@ class Keys:
     names: str
     fences: str
     fence: str
+    members: str
+    moved: str
 
     def events(self, broker: str) -> str:
         return f"{self.prefix}events:{broker}"

@@ -48,7 +48,7 @@ from broker.log.redis.connection import (
 from broker.log.redis.layout import FORMAT, Keys, decode_kept, seq_of, stream_id
 from broker.log.redis.leases import Leases
 from broker.log.redis.retention import sweep
-from broker.log.redis.scripts import FULL, RELEASE
+from broker.log.redis.scripts import FULL
 from core.errors import Corrupt, Overloaded, PenstockError, Unavailable
 
 __all__ = ["DEFAULT_NAME", "RedisLog"]
@@ -102,6 +102,8 @@ class RedisLog:
         self._telling = asyncio.Lock()
         self._last = 0
         self._brokers: set[str] = set()
+        self._moved = "0-0"
+        self._delivers = asyncio.Event()
         self._subscriptions: dict[str, Subscription] = {}
 
     # ---- life
@@ -139,10 +141,8 @@ class RedisLog:
         if self._timer is not None:
             self._timer.cancel()
         await ended([*self._tasks, *self._reads])
-        leases = self._leases.forget_all()
-        if leases:
-            with contextlib.suppress(*CONNECTION_ERRORS):  # they end by themselves
-                await self._redis.script(RELEASE, [key for key, _ in leases], *(value for _, value in leases))
+        with contextlib.suppress(*CONNECTION_ERRORS):  # they end by themselves
+            await self._leases.leave()
         for _, then in self._next_batch.events:
             then(Unavailable("The event log is closed."))
         await self._disconnect()
@@ -216,6 +216,7 @@ class RedisLog:
 
     def tail(self, listener: Callable[[Record], None]) -> None:
         self._listeners.append(listener)
+        self._delivers.set()
 
     def last(self) -> int:
         return self._last
@@ -246,12 +247,13 @@ class RedisLog:
     def subscriptions(self) -> Collection[str]:
         return self._subscriptions.keys()
 
-    def claim(self, uid: str, granted: Callable[[], None], lost: Callable[[], None]) -> None:
+    def claim(self, uid: str, granted: Callable[[], None], lost: Callable[[], None], asked: Callable[[], None]) -> None:
         def given_up() -> None:
             self._forget(uid)
             lost()
 
-        self._leases.want(uid, granted, given_up)
+        self._delivers.set()
+        self._leases.want(uid, granted, given_up, asked)
 
     def release(self, uid: str) -> None:
         lease = self._leases.forget(uid)
@@ -381,8 +383,9 @@ class RedisLog:
         refused = next((answer for answer in answers[: len(others)] if isinstance(answer, RedisError)), None)
         if refused is not None:
             self._refused_others(batch, unavailable(refused))
-        elif keep is not None:
-            for uid in answers[keep]:
+        else:
+            self._leases.gone(batch.released)
+            for uid in answers[keep] if keep is not None else ():
                 self._given_up(uid.decode())
         if batch.events:
             await self._stored(batch, answers[-1])
@@ -465,17 +468,20 @@ class RedisLog:
         announce(record, self._listeners)
 
     async def _follow(self) -> None:
-        """Hear what other processes append."""
-        retry_s = RETRY_FIRST_S
+        """Hear what other processes append and what becomes of their claims, once that is of interest."""
+        await self._delivers.wait()
+        retry_s, keys = RETRY_FIRST_S, self._keys
         while True:
             try:
-                found = await self._waiter.run(
-                    "XREAD", "BLOCK", int(BLOCK_S * 1000), "STREAMS", self._keys.wake, stream_id(self._last)
-                )
-                if found:
-                    newest = seq_of(found[0][1][-1][0])
-                    async with self._telling:
-                        await self._hear_through(newest)
+                streams = (keys.wake, keys.moved, stream_id(self._last), self._moved)
+                news = await self._waiter.run("XREAD", "BLOCK", int(BLOCK_S * 1000), "STREAMS", *streams)
+                for name, entries in news or ():
+                    if name == keys.moved.encode():
+                        self._moved = entries[-1][0].decode()
+                        self._leases.look_again()
+                    else:
+                        async with self._telling:
+                            await self._hear_through(seq_of(entries[-1][0]))
                 retry_s = RETRY_FIRST_S
             except CONNECTION_ERRORS as error:
                 if retry_s == RETRY_FIRST_S:  # once an outage
@@ -486,6 +492,8 @@ class RedisLog:
 
     async def _hear_through(self, newest: int) -> None:
         """Read and tell all events up to a position. The caller holds `_telling`."""
+        if not self._listeners:  # a process that only appends
+            self._last = max(newest, self._last)
         while self._last < newest:
             records, through = await reading.all_between(self._redis, self._keys, self._last, newest)
             for record in records:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["APPEND", "CLAIM", "FULL", "KEEP", "READ", "RELEASE", "SEEK", "SWEEP"]
+__all__ = ["APPEND", "CLAIM", "FULL", "KEEP", "LOOK", "READ", "RELEASE", "SEEK", "SWEEP"]
 
 #: What `APPEND` answers instead of a position where the log has its largest permitted size.
 FULL: Final = -1
@@ -123,34 +123,74 @@ if #entries < tonumber(ARGV[6]) then go_on = '' end
 return {removed, go_on}
 """
 
-#: KEYS: fence, fences, positions, leases… · ARGV: owner, milliseconds, then for each lease its subscription's uid and
-#: the token held, or "0". A lease held goes on; a free one, and one of an earlier process of the same owner, is granted
-#: with a new token. Answers for each the token ("0" where another has it) and, newly granted, the kept position.
-CLAIM: Final = """
+#: KEYS: members, moved, fences, leases… · ARGV: owner, milliseconds, how many leases it wants, then for each lease its
+#: subscription's uid and the token held, or "0". Tells that the owner is there, which wakes the others where that is
+#: news, and lets a lease that it holds go on. Answers who is there and how many each wants, and for each lease the
+#: token ("0" where it is not held) and its holder ("" where it is free). Runs without room as well: without leases
+#: nothing is delivered, and nothing could be removed.
+LOOK: Final = """#!lua flags=allow-oom
+local time = redis.call('TIME')
+local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+local known = redis.call('HGET', KEYS[1], ARGV[1])
+local news = (known and string.match(known, ' (.*)$') or '0') ~= ARGV[3]
+if ARGV[3] == '0' then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+else
+  redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', now) .. ' ' .. ARGV[3])
+end
+local members, seen = {}, redis.call('HGETALL', KEYS[1])
+for i = 1, #seen, 2 do
+  local at, wants = string.match(seen[i + 1], '^(%d+) (%d+)$')
+  if at and tonumber(at) > now - tonumber(ARGV[2]) then
+    members[#members + 1] = seen[i]
+    members[#members + 1] = wants
+  else
+    redis.call('HDEL', KEYS[1], seen[i])
+    news = true
+  end
+end
+if news then redis.call('XADD', KEYS[2], 'MAXLEN', 1, '*', 'n', '') end
+local answer = {members}
+for i = 4, #KEYS do
+  local uid, held = ARGV[2 * i - 4], ARGV[2 * i - 3]
+  local token, lease = '0', redis.call('GET', KEYS[i])
+  if held ~= '0' and (lease == held .. ' ' .. ARGV[1] or (not lease and redis.call('HGET', KEYS[3], uid) == held)) then
+    token, lease = held, held .. ' ' .. ARGV[1]
+    redis.call('SET', KEYS[i], lease, 'PX', ARGV[2])
+  end
+  answer[#answer + 1] = token
+  answer[#answer + 1] = lease and string.match(lease, '^%d+ (.*)$') or ''
+end
+return answer
+"""
+
+#: KEYS: fence, fences, positions, leases… · ARGV: owner, milliseconds, then each lease's subscription's uid. A free
+#: lease, and one of an earlier process of the same owner, is granted with a new token. Answers for each the token ("0"
+#: where another has it) and the kept position.
+CLAIM: Final = """#!lua flags=allow-oom
 local answer = {}
 local owner = ARGV[1]
 for i = 4, #KEYS do
-  local uid, held = ARGV[2 * i - 5], ARGV[2 * i - 4]
+  local uid = ARGV[i - 1]
   local token, kept = '0', ''
   local lease = redis.call('GET', KEYS[i])
-  if held ~= '0' then
-    if lease == held .. ' ' .. owner or (not lease and redis.call('HGET', KEYS[2], uid) == held) then token = held end
-  elseif not lease or string.match(lease, '^%d+ (.*)$') == owner then
+  if not lease or string.match(lease, '^%d+ (.*)$') == owner then
     token = string.format('%.0f', redis.call('INCR', KEYS[1]))
     redis.call('HSET', KEYS[2], uid, token)
     kept = redis.call('HGET', KEYS[3], uid) or ''
+    redis.call('SET', KEYS[i], token .. ' ' .. owner, 'PX', ARGV[2])
   end
-  if token ~= '0' then redis.call('SET', KEYS[i], token .. ' ' .. owner, 'PX', ARGV[2]) end
   answer[#answer + 1] = token
   answer[#answer + 1] = kept
 end
 return answer
 """
 
-#: KEYS: leases… · ARGV: for each what it holds if it is ours.
-RELEASE: Final = """
-for i = 1, #KEYS do
-  if redis.call('GET', KEYS[i]) == ARGV[i] then redis.call('DEL', KEYS[i]) end
+#: KEYS: moved, leases… · ARGV: for each lease what it holds if it is ours. Wakes those who wait for one.
+RELEASE: Final = """#!lua flags=allow-oom
+for i = 2, #KEYS do
+  if redis.call('GET', KEYS[i]) == ARGV[i - 1] then redis.call('DEL', KEYS[i]) end
 end
+redis.call('XADD', KEYS[1], 'MAXLEN', 1, '*', 'n', '')
 return 0
 """
