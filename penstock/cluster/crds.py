@@ -1,4 +1,6 @@
-"""CustomResourceDefinitions of the platform's kinds, from the registry: ``python -m penstock.cluster.crds FOLDER``.
+"""CustomResourceDefinitions of the platform's kinds, from the registry: ``python -m penstock.cluster.crds``.
+
+It also writes the rules by which the API server sends these kinds' resources to the admission webhooks.
 
 The schemas are structural: the API server prunes what they do not name, so whatever a kind takes as it is says so. They
 hold shapes; defaults and rules are the admission webhook's, which calls the registry. Source: Kubernetes' "Extend the
@@ -20,10 +22,12 @@ from core.resources import Column, Kind
 from core.resources.builtin import KINDS as BUILTIN_KINDS
 from penstock.kinds import registry
 
-__all__ = ["FOLDER", "custom_kinds", "definition", "main", "written"]
+__all__ = ["FILES", "FOLDER", "RULES", "custom_kinds", "definition", "main", "webhook_rules", "written"]
 
-#: Where the chart has them.
-FOLDER: Final = Path("charts/penstock/files/crds")
+#: Where the chart has its files, and below it the definitions and the webhooks' rules.
+FILES: Final = Path("charts/penstock/files")
+FOLDER: Final = Path("crds")
+RULES: Final = "webhook-rules.yaml"
 
 _KEEP: Final = {"x-kubernetes-preserve-unknown-fields": True}
 _PREFIX: Final = "#/"
@@ -75,12 +79,30 @@ def definition(kind: Kind) -> dict[str, Any]:
     }
 
 
-def written(kinds: Iterable[Kind]) -> dict[str, str]:
-    """The text of each definition by its file's name."""
-    return {
-        f"{kind.plural}.{kind.ref.group}.yaml": yaml.safe_dump(definition(kind), sort_keys=False, width=120)
-        for kind in custom_kinds(kinds)
+def webhook_rules(kinds: Iterable[Kind]) -> list[dict[str, Any]]:
+    """What the admission webhooks are asked about: each of these kinds' resources, but not their status."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for kind in custom_kinds(kinds):
+        grouped.setdefault((kind.ref.group, kind.ref.version), []).append(kind.plural)
+    return [
+        {
+            "apiGroups": [group],
+            "apiVersions": [version],
+            "operations": ["CREATE", "UPDATE"],
+            "resources": sorted(plurals),
+        }
+        for (group, version), plurals in sorted(grouped.items())
+    ]
+
+
+def written(kinds: Iterable[Kind]) -> dict[Path, str]:
+    """The text of each file of the chart by its path."""
+    kinds = tuple(kinds)
+    documents: dict[Path, Any] = {
+        FOLDER / f"{kind.plural}.{kind.ref.group}.yaml": definition(kind) for kind in custom_kinds(kinds)
     }
+    documents[Path(RULES)] = webhook_rules(kinds)
+    return {path: yaml.safe_dump(document, sort_keys=False, width=120) for path, document in documents.items()}
 
 
 def _column(column: Column) -> dict[str, Any]:
@@ -171,15 +193,16 @@ def _members(schema: dict[str, Any], components: dict[str, Any], within: tuple[s
     return members if values is False else {**members, **_KEEP}
 
 
-def main(folder: Path = FOLDER) -> None:
-    """Write every definition into `folder`, and remove those of kinds that are gone."""
+def main(files: Path = FILES) -> None:
+    """Write everything below `files`, and remove the definitions of kinds that are gone."""
+    folder = files / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     texts = written(registry())
     for old in folder.glob("*.yaml"):
-        if old.name not in texts:
+        if FOLDER / old.name not in texts:
             old.unlink()
-    for name, text in texts.items():
-        (folder / name).write_text(text)
+    for path, text in texts.items():
+        (files / path).write_text(text)
 
 
 if __name__ == "__main__":

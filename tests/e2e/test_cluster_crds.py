@@ -18,14 +18,14 @@ from tests.support.document import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.service("kubernetes", own=True)]
 
-DEFINED = [f"crd/{name.removesuffix('.yaml')}" for name in crds.written(registry())]
+DEFINED = [f"crd/{kind.plural}.{kind.ref.group}" for kind in crds.custom_kinds(registry())]
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterAccess]:
     """A cluster of its own: kinds are the whole cluster's, and a chart installs them elsewhere."""
     with ControlPlane(tmp_path_factory.mktemp("crds")) as plane:
-        kubectl(plane.access, "apply", "-f", str(ROOT / crds.FOLDER))
+        kubectl(plane.access, "apply", "-f", str(ROOT / crds.FILES / crds.FOLDER))
         kubectl(plane.access, "wait", "--for=condition=Established", "--timeout=30s", *DEFINED)
         yield plane.access
 
