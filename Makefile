@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UP ?=
 UPLOADS := examples/pictures/buckets/uploads
 
-.PHONY: help run demo test check unit conformance e2e services bench fmt lock clean python
+.PHONY: help run demo test check unit conformance e2e cluster services bench fmt lock clean python
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,8 +24,8 @@ run: $(VENV)/.run ## Set up, and start the platform with the pictures example
 demo: $(VENV)/.run ## Set up, and run the pictures example scripted, every result checked
 	@$(BIN)/python -m examples.pictures.demo
 
-test: check unit conformance e2e ## Set up, and run everything that must hold
-	@$(BIN)/python -m tests.support.services --missing
+test: check unit conformance e2e cluster ## Set up, and run everything that must hold
+	@$(BIN)/python -m tests.support.netns -- $(BIN)/python -m tests.support.services --missing
 
 check: $(VENV)/.dev ## Format, lint, types, direction of imports
 	$(BIN)/ruff format --check .
@@ -41,6 +41,9 @@ conformance: $(VENV)/.dev ## One suite per port, run on every adapter and the fa
 
 e2e: $(VENV)/.dev ## Real processes, real clients, kill -9
 	$(BIN)/pytest tests/e2e
+
+cluster: $(VENV)/.dev ## A real Kubernetes control plane, pods as local processes, in a network of their own
+	$(BIN)/python -m tests.support.netns -- $(BIN)/pytest tests/cluster
 
 services: $(VENV)/.dev ## Start the servers that tests and `--broker-log` can use, and print their variables
 	@$(BIN)/python -m tests.support.services

@@ -21,6 +21,7 @@ from tests.support.controlplane.build import binaries
 from tests.support.controlplane.servers import ControlPlane
 from tests.support.kafka.jars import jars
 from tests.support.kafka.server import KafkaServer
+from tests.support.netns import inside
 
 __all__ = ["SERVICES", "RedisServer", "Service", "missing"]
 
@@ -32,7 +33,8 @@ _POLL_S: Final = 0.01
 class Service:
     """What tests need: a server, which its variable names where one runs already and its programs start, or a program.
 
-    `prepare` makes what takes too long for a test's time limit; it is given what says how far it is.
+    `prepare` makes what takes too long for a test's time limit; it is given what says how far it is. `usable` says
+    whether the programs can be used here at all.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class Service:
         programs: tuple[str, ...],
         install: str,
         prepare: Callable[[Callable[[str], None]], object] | None = None,
+        usable: Callable[[], bool] = lambda: True,
     ) -> None:
         self.name = name
         self.variable = variable
         self.programs = programs
         self.install = install
         self._prepare = prepare
+        self._usable = usable
 
     @property
     def given(self) -> bool:
@@ -61,7 +65,7 @@ class Service:
     @property
     def startable(self) -> bool:
         """Whether a test can have one of its own, to kill it."""
-        return all(shutil.which(program) for program in self.programs)
+        return self._usable() and all(shutil.which(program) for program in self.programs)
 
     def prepare(self, say: Callable[[str], None]) -> None:
         if self._prepare is not None:
@@ -87,6 +91,12 @@ SERVICES: Final = {
             programs=("java", "mvn", "setpriv"),
             install="apt-get install -y default-jre-headless maven",
             prepare=jars,
+        ),
+        Service(
+            name="cluster",
+            programs=("ip", "nsenter", "unshare"),
+            usable=inside,
+            install="`make cluster`, which needs iproute2 and root, or user namespaces with overlay file systems",
         ),
         Service(name="kcat", programs=("kcat",), install="apt-get install -y kcat"),
     )
@@ -167,13 +177,12 @@ def _free_port() -> int:
 def main(*arguments: str) -> int:
     """Run every server until Ctrl-C, and print the variables that tests and ``penstock up`` take. With ``--missing``
     only say what tests do without here, and how to get it."""
-    absent = missing()
+    only_say = "--missing" in arguments
+    absent = [service for service in missing() if service.variable or only_say]
     for service in absent:
         print(f"{service.name} could not be had. Provide it by: {service.install}", file=sys.stderr)
-    if "--missing" in arguments:
-        return 0
-    if any(service.variable for service in absent):
-        return 1
+    if absent or only_say:
+        return 0 if only_say else 1
     for prepare in (binaries, jars):
         prepare(lambda line: print(line, file=sys.stderr, flush=True))
     with tempfile.TemporaryDirectory(prefix="penstock-services-") as folder:
