@@ -1,20 +1,16 @@
-"""The part of a Kubernetes pod specification that Knative lets a Revision use, as frozen values, and its rules.
+"""The part of a Kubernetes pod specification that Knative lets a Revision use, as frozen values.
 
-Sources: knative/serving `pkg/apis/serving/fieldmask.go` (which fields exist) and `k8s_validation.go` (what must hold).
-Fields that Knative puts behind feature flags are refused, as they are with Knative's default flags.
+Source: knative/serving `pkg/apis/serving/fieldmask.go`, with all of its feature flags on. What only a cluster gives
+meaning to is kept as it is written, and checked by the cluster. `serving.podrules` says what must hold.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
 from decimal import Decimal, InvalidOperation
-from posixpath import normpath
 from typing import Any, Final
 
 import msgspec
-
-from core.errors import FieldError
 
 __all__ = [
     "DNS_LABEL",
@@ -27,18 +23,14 @@ __all__ = [
     "Probe",
     "SourceRef",
     "TCPSocketAction",
+    "Volume",
+    "VolumeMount",
     "parse_quantity",
     "serving_container",
-    "validate_pod",
 ]
 
 #: DNS-1035, as Kubernetes checks Service names: Knative makes host names of Service, Revision and tag names.
 DNS_LABEL: Final = re.compile(r"[a-z](?:[-a-z0-9]{0,61}[a-z0-9])?\Z")
-_DNS_1123_LABEL: Final = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?\Z")
-_DNS_1123_SUBDOMAIN: Final = re.compile(
-    r"(?=.{1,253}\Z)[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*\Z"
-)
-_IMAGE: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]*\Z")
 _QUANTITY: Final = re.compile(
     r"([+-]?[0-9]+(?:\.[0-9]*)?|[+-]?\.[0-9]+)(|m|u|n|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei|[eE][+-]?[0-9]+)\Z"
 )
@@ -50,10 +42,6 @@ _SCALES: Final = {
     **{name: Decimal(1000) ** power for power, name in enumerate(("k", "M", "G", "T", "P", "E"), 1)},
     **{name: Decimal(1024) ** power for power, name in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), 1)},
 }
-_RESERVED_ENV: Final = frozenset({"PORT", "K_SERVICE", "K_CONFIGURATION", "K_REVISION"})
-_RESERVED_PATHS: Final = frozenset({"/", "/dev", "/dev/log"})
-#: Ports of Knative's queue-proxy; a manifest that uses one would not start on Knative.
-_RESERVED_PORTS: Final = frozenset({8012, 8013, 8022, 9090, 9091, 8008})
 
 
 class _Strict(
@@ -83,6 +71,7 @@ class EnvVarSource(_Strict, frozen=True, kw_only=True):
     config_map_key_ref: KeyRef | None = None
     secret_key_ref: KeyRef | None = None
     field_ref: FieldRef | None = None
+    resource_field_ref: dict[str, Any] | None = None
 
 
 class EnvVar(_Strict, frozen=True, kw_only=True):
@@ -169,7 +158,7 @@ class Probe(_Strict, frozen=True, kw_only=True):
 
 
 class ResourceRequirements(_Strict, frozen=True, kw_only=True):
-    """Quantities by resource name ("cpu", "memory", "ephemeral-storage")."""
+    """Quantities by resource name ("cpu", "memory", "nvidia.com/gpu")."""
 
     limits: dict[str, str | int | float] = {}
     requests: dict[str, str | int | float] = {}
@@ -182,6 +171,7 @@ class VolumeMount(_Strict, frozen=True, kw_only=True):
     mount_path: str = ""
     sub_path: str = ""
     read_only: bool = False
+    mount_propagation: str | None = None
 
 
 class Container(_Strict, frozen=True, kw_only=True):
@@ -204,6 +194,8 @@ class Container(_Strict, frozen=True, kw_only=True):
     image_pull_policy: str = ""
     termination_message_path: str = ""
     termination_message_policy: str = ""
+    #: "Always" makes an init container a sidecar that starts before the others and ends after them.
+    restart_policy: str = ""
 
 
 class Volume(_Strict, frozen=True, kw_only=True):
@@ -214,6 +206,32 @@ class Volume(_Strict, frozen=True, kw_only=True):
     config_map: dict[str, Any] | None = None
     projected: dict[str, Any] | None = None
     empty_dir: dict[str, Any] | None = None
+    persistent_volume_claim: dict[str, Any] | None = None
+    host_path: dict[str, Any] | None = None
+    csi: dict[str, Any] | None = None
+    ephemeral: dict[str, Any] | None = None
+    image: dict[str, Any] | None = None
+
+    @property
+    def sources(self) -> tuple[dict[str, Any], ...]:
+        """What it is given as its source; one, where it is right."""
+        given = (
+            self.secret,
+            self.config_map,
+            self.projected,
+            self.empty_dir,
+            self.persistent_volume_claim,
+            self.host_path,
+            self.csi,
+            self.ephemeral,
+            self.image,
+        )
+        return tuple(one for one in given if one is not None)
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether containers may write to it (Knative's rule)."""
+        return any(one is not None for one in (self.empty_dir, self.persistent_volume_claim, self.ephemeral))
 
 
 class LocalObjectReference(_Strict, frozen=True, kw_only=True):
@@ -226,11 +244,27 @@ class PodSpec(_Strict, frozen=True, kw_only=True):
     """The pod-level fields that Knative allows; a RevisionSpec adds its own."""
 
     containers: tuple[Container, ...] = ()
+    init_containers: tuple[Container, ...] = ()
     volumes: tuple[Volume, ...] = ()
     service_account_name: str = ""
     image_pull_secrets: tuple[LocalObjectReference, ...] = ()
     enable_service_links: bool | None = None
     automount_service_account_token: bool | None = None
+    affinity: dict[str, Any] | None = None
+    node_selector: dict[str, str] = {}
+    tolerations: tuple[dict[str, Any], ...] = ()
+    topology_spread_constraints: tuple[dict[str, Any], ...] = ()
+    runtime_class_name: str | None = None
+    priority_class_name: str = ""
+    scheduler_name: str = ""
+    dns_policy: str = ""
+    dns_config: dict[str, Any] | None = None
+    host_aliases: tuple[dict[str, Any], ...] = ()
+    security_context: dict[str, Any] | None = None
+    share_process_namespace: bool | None = None
+    host_network: bool = False
+    host_pid: bool = msgspec.field(default=False, name="hostPID")
+    host_ipc: bool = msgspec.field(default=False, name="hostIPC")
 
 
 def serving_container(pod: PodSpec) -> int:
@@ -248,180 +282,3 @@ def parse_quantity(text: str | float) -> Decimal:
         return Decimal(number) * _SCALES[suffix] if suffix in _SCALES else Decimal(number + suffix)
     except InvalidOperation as error:
         raise ValueError(f"{text!r} is not a quantity such as 500m, 2 or 64Mi") from error
-
-
-def validate_pod(pod: PodSpec, path: str) -> Iterator[FieldError]:
-    """Each broken rule of the pod specification found at `path`."""
-    if pod.automount_service_account_token:
-        yield FieldError(path=f"{path}.automountServiceAccountToken", rule="may only be set to false", value=True)
-    if pod.service_account_name and not _DNS_1123_SUBDOMAIN.match(pod.service_account_name):
-        rule = "must be a DNS-1123 subdomain"
-        yield FieldError(path=f"{path}.serviceAccountName", rule=rule, value=pod.service_account_name)
-    mounted = {mount.name for container in pod.containers for mount in container.volume_mounts}
-    yield from _validate_volumes(pod.volumes, mounted, f"{path}.volumes")
-    if not pod.containers:
-        yield FieldError(path=f"{path}.containers", rule="needs at least one container")
-        return
-    yield from _validate_port_count(pod, path)
-    names: set[str] = set()
-    serving = serving_container(pod)
-    volumes = {volume.name: volume for volume in pod.volumes}
-    for index, container in enumerate(pod.containers):
-        place = f"{path}.containers[{index}]"
-        if container.name in names:
-            yield FieldError(path=f"{place}.name", rule="must be unique", value=container.name)
-        names.add(container.name)
-        yield from _validate_container(container, place, takes_requests=index == serving)
-        yield from _validate_mounts(container.volume_mounts, volumes, f"{place}.volumeMounts")
-
-
-def _validate_port_count(pod: PodSpec, path: str) -> Iterator[FieldError]:
-    count = sum(len(container.ports) for container in pod.containers)
-    if count > 1:
-        rule = "only a single port is allowed across all containers"
-        yield FieldError(path=f"{path}.containers[*].ports", rule=rule, value=count)
-    elif count == 0 and len(pod.containers) > 1:
-        rule = "with several containers, the one that takes requests must name its port"
-        yield FieldError(path=f"{path}.containers[*].ports", rule=rule)
-
-
-def _validate_container(container: Container, path: str, *, takes_requests: bool) -> Iterator[FieldError]:
-    if container.name == "queue-proxy":
-        yield FieldError(path=f"{path}.name", rule="is a reserved container name", value=container.name)
-    elif container.name and not _DNS_1123_LABEL.match(container.name):
-        yield FieldError(path=f"{path}.name", rule="must be a DNS-1123 label", value=container.name)
-    if not container.image:
-        yield FieldError(path=f"{path}.image", rule="is required")
-    elif not _IMAGE.match(container.image):
-        yield FieldError(path=f"{path}.image", rule="must be an image reference", value=container.image)
-    yield from _validate_env(container, path, reserved=_RESERVED_ENV if takes_requests else _RESERVED_ENV - {"PORT"})
-    for index, port in enumerate(container.ports):
-        yield from _validate_port(port, f"{path}.ports[{index}]")
-    for word, amounts in (("limits", container.resources.limits), ("requests", container.resources.requests)):
-        yield from _validate_quantities(amounts, f"{path}.resources.{word}")
-    policy = container.termination_message_policy
-    if policy not in ("", "File", "FallbackToLogsOnError"):
-        rule = "must be File or FallbackToLogsOnError"
-        yield FieldError(path=f"{path}.terminationMessagePolicy", rule=rule, value=policy)
-    if container.image_pull_policy not in ("", "Always", "IfNotPresent", "Never"):
-        rule = "must be Always, IfNotPresent or Never"
-        yield FieldError(path=f"{path}.imagePullPolicy", rule=rule, value=container.image_pull_policy)
-    for word, probe in (
-        ("livenessProbe", container.liveness_probe),
-        ("readinessProbe", container.readiness_probe),
-        ("startupProbe", container.startup_probe),
-    ):
-        if probe is not None:
-            yield from _validate_probe(probe, f"{path}.{word}", readiness=word == "readinessProbe")
-
-
-def _validate_env(container: Container, path: str, reserved: frozenset[str]) -> Iterator[FieldError]:
-    for index, variable in enumerate(container.env):
-        place = f"{path}.env[{index}]"
-        if not variable.name:
-            yield FieldError(path=f"{place}.name", rule="is required")
-        elif variable.name in reserved:
-            yield FieldError(
-                path=f"{place}.name", rule="is set by the platform and cannot be given", value=variable.name
-            )
-        elif "=" in variable.name or "\0" in variable.name:
-            yield FieldError(path=f"{place}.name", rule="must not hold '='", value=variable.name)
-        source = variable.value_from
-        if source is None:
-            continue
-        given = [ref for ref in (source.config_map_key_ref, source.secret_key_ref, source.field_ref) if ref is not None]
-        if len(given) != 1:
-            rule = "needs exactly one of configMapKeyRef, secretKeyRef, fieldRef"
-            yield FieldError(path=f"{place}.valueFrom", rule=rule)
-        if variable.value:
-            yield FieldError(path=f"{place}.valueFrom", rule="must not be given together with value")
-    for index, whole in enumerate(container.env_from):
-        if (whole.config_map_ref is None) == (whole.secret_ref is None):
-            rule = "needs exactly one of configMapRef and secretRef"
-            yield FieldError(path=f"{path}.envFrom[{index}]", rule=rule)
-
-
-def _validate_port(port: ContainerPort, path: str) -> Iterator[FieldError]:
-    if port.container_port in _RESERVED_PORTS:
-        yield FieldError(
-            path=f"{path}.containerPort", rule="is a port that Knative reserves", value=port.container_port
-        )
-    if not 0 <= port.container_port <= 65535:
-        yield FieldError(path=f"{path}.containerPort", rule="must be within 0 and 65535", value=port.container_port)
-    if port.protocol not in ("", "TCP"):
-        yield FieldError(path=f"{path}.protocol", rule="must be TCP", value=port.protocol)
-    if port.name not in ("", "http1", "h2c"):
-        yield FieldError(path=f"{path}.name", rule="must be empty, http1 or h2c", value=port.name)
-
-
-def _validate_quantities(amounts: Mapping[str, str | int | float], path: str) -> Iterator[FieldError]:
-    for name, amount in amounts.items():
-        try:
-            parsed = parse_quantity(amount)
-        except ValueError as error:
-            yield FieldError(path=f"{path}.{name}", rule=str(error))
-            continue
-        if parsed < 0:
-            yield FieldError(path=f"{path}.{name}", rule="must not be negative", value=amount)
-
-
-def _validate_probe(probe: Probe, path: str, *, readiness: bool) -> Iterator[FieldError]:
-    given = [one for one in (probe.http_get, probe.tcp_socket, probe.exec, probe.grpc) if one is not None]
-    if len(given) != 1:
-        yield FieldError(path=path, rule="needs exactly one of httpGet, tcpSocket, exec, grpc")
-    for name, value in (
-        ("initialDelaySeconds", probe.initial_delay_seconds),
-        ("timeoutSeconds", probe.timeout_seconds),
-        ("periodSeconds", probe.period_seconds),
-        ("successThreshold", probe.success_threshold),
-        ("failureThreshold", probe.failure_threshold),
-    ):
-        if value < 0:
-            yield FieldError(path=f"{path}.{name}", rule="must not be negative", value=value)
-    if readiness and probe.period_seconds == 0:
-        # Period zero asks for Knative's own quick probing, which has no thresholds.
-        for name, value in (("failureThreshold", probe.failure_threshold), ("timeoutSeconds", probe.timeout_seconds)):
-            if value:
-                rule = "is not allowed where periodSeconds is zero"
-                yield FieldError(path=f"{path}.{name}", rule=rule, value=value)
-
-
-def _validate_volumes(volumes: tuple[Volume, ...], mounted: set[str], path: str) -> Iterator[FieldError]:
-    seen: set[str] = set()
-    for index, volume in enumerate(volumes):
-        place = f"{path}[{index}]"
-        if not volume.name:
-            yield FieldError(path=f"{place}.name", rule="is required")
-        elif not _DNS_1123_LABEL.match(volume.name):
-            yield FieldError(path=f"{place}.name", rule="must be a DNS-1123 label", value=volume.name)
-        if volume.name in seen:
-            yield FieldError(path=f"{place}.name", rule="must be unique", value=volume.name)
-        elif volume.name not in mounted:
-            yield FieldError(path=f"{place}.name", rule="must be mounted by a container", value=volume.name)
-        seen.add(volume.name)
-        given = [
-            one for one in (volume.secret, volume.config_map, volume.projected, volume.empty_dir) if one is not None
-        ]
-        if len(given) != 1:
-            yield FieldError(path=place, rule="needs exactly one of secret, configMap, projected, emptyDir")
-
-
-def _validate_mounts(mounts: tuple[VolumeMount, ...], volumes: Mapping[str, Volume], path: str) -> Iterator[FieldError]:
-    seen: set[str] = set()
-    for index, mount in enumerate(mounts):
-        place = f"{path}[{index}]"
-        volume = volumes.get(mount.name)
-        if volume is None:
-            yield FieldError(path=f"{place}.name", rule="has no matching volume", value=mount.name)
-        clean = normpath(mount.mount_path) if mount.mount_path else ""
-        if not clean:
-            yield FieldError(path=f"{place}.mountPath", rule="is required")
-        elif not clean.startswith("/"):
-            yield FieldError(path=f"{place}.mountPath", rule="must be absolute", value=mount.mount_path)
-        elif clean in _RESERVED_PATHS:
-            yield FieldError(path=f"{place}.mountPath", rule="is a reserved path", value=mount.mount_path)
-        elif clean in seen:
-            yield FieldError(path=f"{place}.mountPath", rule="must be unique", value=mount.mount_path)
-        seen.add(clean)
-        if volume is not None and volume.empty_dir is None and not mount.read_only:
-            yield FieldError(path=f"{place}.readOnly", rule="must be true for this type of volume", value=False)

@@ -14,7 +14,8 @@ import msgspec
 
 from core.errors import FieldError
 from core.resources import Column, Kind, KindRef, Resource, parse_go_duration
-from serving.podspec import DNS_LABEL, PodSpec, serving_container, validate_pod
+from serving.podrules import validate_pod
+from serving.podspec import DNS_LABEL, PodSpec, serving_container
 from serving.scaling import AUTOSCALING_GROUP, validate_scaling
 
 __all__ = [
@@ -76,6 +77,7 @@ DEFAULT_TIMEOUT_S: Final = 300
 MAX_TIMEOUT_S: Final = 600
 MAX_CONTAINER_CONCURRENCY: Final = 1000
 DEFAULT_CONTAINER_NAME: Final = "user-container"
+DEFAULT_INIT_CONTAINER_NAME: Final = "init-container"
 
 _MAX_NAME: Final = 63
 
@@ -229,8 +231,9 @@ def _default_pod(spec: Mapping[str, Any]) -> dict[str, Any]:
     if filled.get("enableServiceLinks") is None:
         filled["enableServiceLinks"] = False
     containers = list(filled.get("containers") or ())
-    writable = {volume.get("name") for volume in filled.get("volumes") or () if volume.get("emptyDir") is not None}
-    names = iter(_free_names(containers))
+    writable = {volume.get("name") for volume in filled.get("volumes") or () if _is_writable(volume)}
+    initial = list(filled.get("initContainers") or ())
+    names = _free_names(containers, initial, DEFAULT_CONTAINER_NAME)
     filled["containers"] = [
         _default_container(
             container,
@@ -240,18 +243,28 @@ def _default_pod(spec: Mapping[str, Any]) -> dict[str, Any]:
         )
         for container in containers
     ]
+    if initial:
+        names = _free_names(initial, containers, DEFAULT_INIT_CONTAINER_NAME)
+        filled["initContainers"] = [
+            _default_mounts({**container, "name": container.get("name") or next(names)}, writable)
+            for container in initial
+        ]
     return filled
 
 
-def _free_names(containers: list[Mapping[str, Any]]) -> Iterator[str]:
+def _is_writable(volume: Mapping[str, Any]) -> bool:
+    return any(volume.get(source) is not None for source in ("emptyDir", "persistentVolumeClaim", "ephemeral"))
+
+
+def _free_names(containers: list[Mapping[str, Any]], others: list[Mapping[str, Any]], default: str) -> Iterator[str]:
     """Default names: the plain one for a single container, numbered ones otherwise, none taken already."""
-    taken = {container.get("name") for container in containers}
-    if len(containers) == 1:
-        yield DEFAULT_CONTAINER_NAME
+    taken = {container.get("name") for container in (*containers, *others)}
+    if len(containers) == 1 and default not in taken:
+        yield default
         return
     number = 0
     while True:
-        name = f"{DEFAULT_CONTAINER_NAME}-{number}"
+        name = f"{default}-{number}"
         number += 1
         if name not in taken:
             yield name
@@ -272,12 +285,17 @@ def _default_container(
             probe["failureThreshold"] = probe.get("failureThreshold") or 3
             probe["timeoutSeconds"] = probe.get("timeoutSeconds") or 1
         filled["readinessProbe"] = probe
-    if container.get("volumeMounts"):
-        filled["volumeMounts"] = [
-            mount if mount.get("name") in writable else {**mount, "readOnly": True}
-            for mount in container["volumeMounts"]
-        ]
-    return filled
+    return _default_mounts(filled, writable)
+
+
+def _default_mounts(container: dict[str, Any], writable: set[str | None]) -> dict[str, Any]:
+    """What cannot be written to is mounted so."""
+    if not container.get("volumeMounts"):
+        return container
+    mounts = [
+        mount if mount.get("name") in writable else {**mount, "readOnly": True} for mount in container["volumeMounts"]
+    ]
+    return {**container, "volumeMounts": mounts}
 
 
 # Validation

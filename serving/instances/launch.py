@@ -69,6 +69,10 @@ class Launcher:
         if spec.mounts:
             message = f"Volumes cannot be mounted on this machine, and the container mounts {', '.join(spec.mounts)}."
             raise CannotRun("VolumesNotSupported", message)
+        if spec.init_containers:
+            names = ", ".join(spec.init_containers)
+            message = f"Init containers cannot be run on this machine, and the Revision has {names}."
+            raise CannotRun("InitContainersNotSupported", message)
         path = {**self._environment, **spec.environment}.get("PATH")
         try:
             return recognise(

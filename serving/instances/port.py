@@ -1,7 +1,7 @@
 """The Instances port: say how many instances of a Revision there are to be, learn which are ready and where, stop one,
 read its log.
 
-Every adapter (local processes, the in-memory fake) passes `tests/conformance/instances.py`. An instance is to a
+Every adapter (local processes, pods, the in-memory fake) passes `tests/conformance/instances.py`. An instance is to a
 Revision what a pod is in Kubernetes: it keeps its name while its process is restarted.
 
 How many there are to be is a level, not an order for so many more: where instances are pods, others make them some
@@ -73,7 +73,8 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     `environment` holds the container's own variables, their sources resolved; it is empty where a cluster resolves
     them. `source` and `handler` are the `penstock.dev/` annotations ("" where absent). `mounts` are the container's
-    volume mounts. `port` is the container's declared port, 0 for the default. `template` is all of it as written.
+    volume mounts, `init_containers` the names of what runs before it. `port` is the container's declared port, 0 for
+    the default. `template` is all of it as written.
     """
 
     namespace: str
@@ -88,6 +89,7 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
     working_dir: str = ""
     environment: dict[str, str] = {}
     mounts: tuple[str, ...] = ()
+    init_containers: tuple[str, ...] = ()
     port: int = 0
     readiness: Readiness = Readiness()
     memory_limit: int | None = None

@@ -61,6 +61,7 @@ def instance_spec(revision: Resource, lookup: Lookup | None = None) -> InstanceS
         working_dir=container.working_dir,
         environment=_environment(revision, container, lookup) if lookup is not None else {},
         mounts=tuple(mount.mount_path for mount in container.volume_mounts),
+        init_containers=tuple(one.name for one in spec.init_containers),
         port=container.ports[0].container_port if container.ports else 0,
         readiness=_readiness(container.readiness_probe),
         memory_limit=int(parse_quantity(limit)) if limit is not None else None,
@@ -122,6 +123,9 @@ def _value(variable: EnvVar, revision: Resource, lookup: Lookup) -> str | None:
             return _key(kind, ref, variable.name, revision.meta.namespace, lookup)
     if source.field_ref is not None:
         return _field(source.field_ref.field_path, variable.name, revision)
+    if source.resource_field_ref is not None:
+        what = source.resource_field_ref.get("resource")
+        raise CannotRun(CONFIG_ERROR, f"The variable {variable.name} cannot be set: {what} is not measured out here.")
     return None
 
 

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from serving.instances.local import LocalProcesses
 from serving.instances.memory import MemoryInstances
-from serving.instances.port import InstanceSpec, Readiness
+from serving.instances.port import CannotRun, InstanceSpec, Readiness
 from serving.instances.process import boot_id, identity_of
 from tests.conformance.instances import DEADLINE_S, InstancesConformance, Watched
 
@@ -62,6 +62,9 @@ async def post(address: tuple[str, int], event_type: str, subject: str) -> bytes
 
 
 class MemoryHarness:
+    refused = ("ImageNotMapped", "example.com/unknown")
+    keeps_logs = True
+
     def __init__(self) -> None:
         self.instances = MemoryInstances(start_s=0.01, drain_s=0.01, restart_s=0.05)
 
@@ -94,6 +97,9 @@ class TestMemoryInstances(InstancesConformance):
 
 
 class LocalHarness:
+    refused = ("ImageNotMapped", "example.com/unknown")
+    keeps_logs = True
+
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         function = directory / "hello"
@@ -194,6 +200,22 @@ async def test_closing_does_not_wait_for_long_requests(local: LocalHarness) -> N
     await local.watched.ready(name)
     await local.instances.close(within_s=0.1)
     assert local.watched.phases(name)[-1] == "gone"
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason", "named"),
+    [
+        ({"mounts": ("/models",)}, "VolumesNotSupported", "/models"),
+        ({"init_containers": ("fetch-models",)}, "InitContainersNotSupported", "fetch-models"),
+    ],
+    ids=["volumes", "init containers"],
+)
+async def test_what_only_a_cluster_can_give_is_refused(
+    local: LocalHarness, changed: dict[str, tuple[str, ...]], reason: str, named: str
+) -> None:
+    with pytest.raises(CannotRun, match=named) as refused:
+        await local.instances.scale(replace(local.spec(), **changed), 0)
+    assert refused.value.reason == reason
 
 
 async def test_the_machine_has_a_limit_of_instances(tmp_path: Path) -> None:

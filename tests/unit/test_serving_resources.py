@@ -1,5 +1,6 @@
 import copy
 
+import msgspec
 import pytest
 
 from core.errors import FieldError
@@ -12,6 +13,7 @@ from serving.resources import (
     ROUTE,
     SERVICE,
     RevisionSpec,
+    ServiceSpec,
     child_name,
     protocol_of,
     spec_of,
@@ -20,6 +22,8 @@ from serving.resources import (
 KINDS_BY_REF = Registry(KINDS)
 POD = "spec.template.spec"
 FIRST = f"{POD}.containers[0]"
+VOLUME = {"name": "v", "emptyDir": {}}
+MOUNT = {"name": "v", "mountPath": "/v"}
 PREFIX = "autoscaling.knative.dev/"
 
 
@@ -107,13 +111,66 @@ def test_several_containers_get_numbered_names_around_those_that_are_taken():
     assert names == ["user-container-1", "user-container-0", "user-container-2"]
 
 
-def test_mounts_are_read_only_except_of_empty_directories():
-    mounts = [{"name": "config", "mountPath": "/c"}, {"name": "scratch", "mountPath": "/s"}]
-    volumes = [{"name": "config", "configMap": {"name": "x"}}, {"name": "scratch", "emptyDir": {}}]
-    given = service({"volumeMounts": mounts}, volumes=volumes)
-    filled = default(given).spec["template"]["spec"]["containers"][0]["volumeMounts"]
-    assert [mount.get("readOnly", False) for mount in filled] == [True, False]
+def test_init_containers_get_names_of_their_own():
+    spec = {"containers": [{"image": "a", "name": "init-container"}], "initContainers": [{"image": "b"}]}
+    (name,) = [one["name"] for one in default(resource(REVISION, spec)).spec["initContainers"]]
+    assert name == "init-container-0"
+
+
+def test_mounts_are_read_only_except_of_what_can_be_written_to():
+    volumes = [
+        {"name": "config", "configMap": {"name": "x"}},
+        {"name": "scratch", "emptyDir": {}},
+        {"name": "models", "persistentVolumeClaim": {"claimName": "models"}},
+        {"name": "host", "hostPath": {"path": "/data"}},
+    ]
+    mounts = [{"name": volume["name"], "mountPath": f"/{volume['name']}"} for volume in volumes]
+    given = service({"volumeMounts": mounts}, volumes=volumes, initContainers=[{"image": "b", "volumeMounts": mounts}])
+    pod = default(given).spec["template"]["spec"]
+    for container in (*pod["containers"], *pod["initContainers"]):
+        assert [mount.get("readOnly", False) for mount in container["volumeMounts"]] == [True, False, False, True]
     assert errors(given) == []
+
+
+def test_everything_that_knatives_feature_flags_can_allow_of_a_pod_is_taken():
+    given = service(
+        {
+            "env": [{"name": "CPUS", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}],
+            "resources": {"limits": {"nvidia.com/gpu": 1}},
+            "securityContext": {"capabilities": {"drop": ["ALL"]}, "privileged": False},
+            "volumeMounts": [{"name": "v", "mountPath": "/v", "mountPropagation": "HostToContainer"}],
+        },
+        volumes=[{"name": "v", "csi": {"driver": "secrets-store.csi.k8s.io"}}],
+        initContainers=[{"image": "b"}, {"image": "c", "restartPolicy": "Always", "startupProbe": {"exec": {}}}],
+        affinity={"nodeAffinity": {}},
+        nodeSelector={"gpu": "yes"},
+        tolerations=[{"operator": "Exists"}],
+        topologySpreadConstraints=[{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}],
+        runtimeClassName="nvidia",
+        priorityClassName="high",
+        schedulerName="mine",
+        dnsPolicy="None",
+        dnsConfig={"nameservers": ["10.0.0.1"]},
+        hostAliases=[{"ip": "10.0.0.2", "hostnames": ["db"]}],
+        securityContext={"runAsNonRoot": True},
+        shareProcessNamespace=True,
+        hostNetwork=True,
+        hostPID=True,
+        hostIPC=True,
+        serviceAccountName="painter",
+        imagePullSecrets=[{"name": "registry"}],
+    )
+    assert errors(given) == []
+    spec_of(default(given), ServiceSpec)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["restartPolicy", "nodeName", "hostname", "terminationGracePeriodSeconds", "activeDeadlineSeconds", "os"],
+)
+def test_what_of_a_pod_is_the_platforms_or_makes_no_sense_is_unknown(name):
+    with pytest.raises(msgspec.ValidationError, match=name):
+        spec_of(service(**{name: "x"}), ServiceSpec)
 
 
 def test_an_existing_revision_gets_no_new_defaults():
@@ -220,6 +277,37 @@ def test_what_knative_accepts_is_accepted(given):
             service(volumes=[{"name": "v", "emptyDir": {}}]),
             f"{POD}.volumes[0].name",
             id="unmounted volume",
+        ),
+        pytest.param(
+            service(volumes=[{"name": "v"}], initContainers=[{"image": "b", "volumeMounts": [MOUNT]}]),
+            f"{POD}.volumes[0]",
+            id="a volume of nothing",
+        ),
+        pytest.param(
+            service({"volumeMounts": [{**MOUNT, "mountPropagation": "Bidirectional"}]}, volumes=[VOLUME]),
+            f"{FIRST}.volumeMounts[0].mountPropagation",
+            id="mounts that spread to the node",
+        ),
+        pytest.param(
+            service({"securityContext": {"privileged": True}}),
+            f"{FIRST}.securityContext.privileged",
+            id="a privileged container",
+        ),
+        pytest.param(service({"restartPolicy": "Always"}), f"{FIRST}.restartPolicy", id="a restart policy"),
+        pytest.param(
+            service(initContainers=[{"image": "b", "restartPolicy": "Never"}]),
+            f"{POD}.initContainers[0].restartPolicy",
+            id="an init container's restart policy",
+        ),
+        pytest.param(
+            service(initContainers=[{"image": "b", "startupProbe": {"exec": {}}}]),
+            f"{POD}.initContainers[0].startupProbe",
+            id="an init container with a probe",
+        ),
+        pytest.param(
+            service({"name": "a"}, initContainers=[{"image": "b", "name": "a"}]),
+            f"{POD}.initContainers[0].name",
+            id="a name twice",
         ),
         pytest.param(service({"name": "queue-proxy"}), f"{FIRST}.name", id="a reserved name"),
         pytest.param(service(revision_name="other-1"), "spec.template.metadata.name", id="a revision name's prefix"),
