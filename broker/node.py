@@ -23,9 +23,12 @@ from core.net.names import Names
 from core.net.types import Handler
 from core.telemetry import Metrics
 
-__all__ = ["ROLES", "BrokerNode", "Role"]
+__all__ = ["FOLLOWED", "ROLES", "BrokerNode", "Role"]
 
 logger = logging.getLogger(__name__)
+
+#: The kinds that a broker process reads.
+FOLLOWED: Final = (BROKER, TRIGGER)
 
 #: ingress: takes events and stores them · dispatch: delivers stored events to the Triggers that it can get of those
 #: that all processes on a log share among them.
@@ -69,7 +72,7 @@ class BrokerNode:
                 metrics=metrics,
                 rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret
             )
-        self._follower = Follower(store, (BROKER, TRIGGER), self._changed, metrics=metrics)
+        self._follower = Follower(store, FOLLOWED, self._changed, metrics=metrics)
         self._following: asyncio.Task[None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._draining = False

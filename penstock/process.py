@@ -20,7 +20,7 @@ import uvloop
 from core.errors import PenstockError
 from core.telemetry import configure_logging
 
-__all__ = ["CANNOT_START", "CUT_SHORT", "PART_ENDED", "Composed", "End", "Ending", "run", "running"]
+__all__ = ["ANSWER_S", "CANNOT_START", "CUT_SHORT", "PART_ENDED", "Composed", "End", "Ending", "run", "running"]
 
 log: Final = logging.getLogger(__name__)
 
@@ -29,6 +29,9 @@ log: Final = logging.getLogger(__name__)
 CANNOT_START: Final = 69
 PART_ENDED: Final = 70
 CUT_SHORT: Final = 75
+
+#: For the answers that a drain gives at its end to reach their clients.
+ANSWER_S: Final = 0.5
 
 
 class Ending:
@@ -50,17 +53,21 @@ class End:
 
     def __init__(self, ending: Ending) -> None:
         self.asked = asyncio.Event()
+        self.starting = True
         self.draining = False
         self._ending = ending
         self._task = asyncio.current_task()
 
     def ask(self) -> None:
+        """End; one that does not serve yet stops starting."""
         self.asked.set()
+        if self.starting and self._task is not None:
+            self._task.cancel()
 
     def hurry(self, drain_s: float) -> None:
         """End, with no more than `drain_s` for what is under way."""
         self._ending.shorten(drain_s)
-        self.asked.set()
+        self.ask()
 
     def force(self) -> None:
         """End without waiting for what is under way; a drain that has begun is broken off."""
@@ -124,19 +131,21 @@ async def _serve(
     loop.add_signal_handler(signal.SIGTERM, end.ask)
     loop.add_signal_handler(signal.SIGINT, end.force)
     on_start(end)
-    serving = False
     try:
         async with compose(ending):
-            serving = True
+            end.starting = False
             on_serving()
             log.info("serving")
             await end.asked.wait()
             log.info("draining", extra={"facts": {"within_s": ending.drain_s}})
             end.draining = True
     except (PenstockError, OSError) as error:
-        if serving:
+        if not end.starting:
             raise
         raise _CannotStart(str(error)) from error
+    except asyncio.CancelledError:
+        if not (end.starting and end.asked.is_set()):
+            raise
     log.info("stopped")
 
 

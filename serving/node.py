@@ -25,9 +25,12 @@ from serving.lane import Send
 from serving.resources import ENDPOINT_SLICE, REVISION, ROUTE
 from serving.routing import Snapshot, routed_alike
 
-__all__ = ["CLIENT_LIMITS", "GatewayNode"]
+__all__ = ["CLIENT_LIMITS", "FOLLOWED", "GatewayNode"]
 
 _log = logging.getLogger(__name__)
+
+#: The kinds that a gateway reads.
+FOLLOWED: Final = (ROUTE, REVISION, ENDPOINT_SLICE)
 
 #: For the gateway's Client: how many requests an instance gets is the throttler's decision, and each comes from a
 #: connection of its own to the gateway, so that is the bound of connections to instances as well.
@@ -79,7 +82,7 @@ class GatewayNode:
             monotonic=time.monotonic,
             broker=broker_address,
         )
-        self._follower = Follower(store, (ROUTE, REVISION, ENDPOINT_SLICE), self._changed, rng=rng, metrics=metrics)
+        self._follower = Follower(store, FOLLOWED, self._changed, rng=rng, metrics=metrics)
         self._following: asyncio.Task[None] | None = None
         self._draining = False
         self._snapshot: Snapshot | None = None

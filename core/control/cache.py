@@ -10,7 +10,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Final
 
@@ -58,7 +58,8 @@ class Follower:
 
     `run` it in a task that its owner keeps; it goes on until cancelled. `on_change` (and each further `subscribe`) is
     told first when all kinds are listed, with everything that is there, and from then on once per turn of the event
-    loop in which something changed. `synced` is set before that first call.
+    loop in which something changed. `synced` is set before that first call. Of a kind in `namespaces`, only what is in
+    that namespace is followed.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class Follower:
         rng: random.Random | None = None,
         metrics: Metrics | None = None,
         backoff: Backoff = FOLLOW_BACKOFF,
+        namespaces: Mapping[KindRef, str] | None = None,
     ) -> None:
         self._store = store
+        self._namespaces = dict(namespaces or {})
         self._kinds = frozenset(kinds)
         self._subscribers: list[OnChange] = [on_change] if on_change else []
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
@@ -135,11 +138,11 @@ class Follower:
             opened = math.inf
             try:
                 if version is None:
-                    listing = await self._store.list(kind)
+                    listing = await self._store.list(kind, self._namespaces.get(kind))
                     self._replace(kind, listing)
                     version = listing.version
                 opened = now()
-                async with aclosing(self._store.watch(kind, version)) as watch:
+                async with aclosing(self._store.watch(kind, version, self._namespaces.get(kind))) as watch:
                     async for change in watch:
                         self._change(kind, change)
                         version = change.version

@@ -27,7 +27,7 @@ from penstock.apiserver.rest import RestApi
 from penstock.apiserver.statuses import Cause, Details, Refused, Status, status_of
 from penstock.apiserver.watching import Watches
 
-__all__ = ["create_app"]
+__all__ = ["create_app", "create_own_app"]
 
 _LOG: Final = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def create_app(
 
     ``app.state.watches.close()`` ends all watches: call it when a shutdown begins, as they would hold it up.
     """
-    app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None)
+    app = _bare_app()
     watches = Watches(store, metrics)
     app.state.watches = watches
     rest = RestApi(store=store, registry=registry, clock=clock, metrics=metrics, watches=watches)
@@ -55,6 +55,19 @@ def create_app(
     app.router.routes.extend(pages.routes())
     for router in extra_routers:
         app.include_router(router)
+    return app
+
+
+def create_own_app(routers: Iterable[APIRouter]) -> FastAPI:
+    """What the platform tells beside Kubernetes' protocol, for where a cluster's API server has the resources."""
+    app = _bare_app()
+    for router in routers:
+        app.include_router(router)
+    return app
+
+
+def _bare_app() -> FastAPI:
+    app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(HTTPException, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse)
     app.add_exception_handler(PenstockError, _refuse)

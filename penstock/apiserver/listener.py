@@ -1,4 +1,4 @@
-"""Serves the API server's app on a socket that is bound already, inside a process that has its own event loop."""
+"""Serves an app on a socket that is bound already, inside a process that has its own event loop."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ async def serving(app: FastAPI, sock: socket.socket, *, drain_s: float) -> Async
     try:
         yield
     finally:
-        app.state.watches.close()
+        # Watches, where it has them: they would hold the end up.
+        if (watches := getattr(app.state, "watches", None)) is not None:
+            watches.close()
         server.should_exit = True
         await ticking
         await server.shutdown(sockets=[sock])

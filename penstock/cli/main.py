@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "explain": "penstock.cli.events",
     "logs": "penstock.cli.logs",
     "serve": "penstock.cli.serve",
+    "cluster": "penstock.cli.cluster",
     "version": "penstock.cli.version",
 }
 

@@ -29,7 +29,7 @@ from penstock.places import (
 if TYPE_CHECKING:
     from penstock.standalone.supervisor import Supervisor
 
-__all__ = ["up"]
+__all__ = ["finite", "up"]
 
 #: Functions may take ten minutes for a request; nobody waits longer for a platform to stop.
 MAX_DRAIN_S: Final = 600.0
@@ -70,7 +70,7 @@ DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
     "--drain",
     "drain_s",
     type=click.FloatRange(0, MAX_DRAIN_S),
-    callback=lambda _context, _option, value: _finite(value),
+    callback=lambda _context, _option, value: finite(value, MAX_DRAIN_S),
     default=10.0,
     show_default=True,
     help="Seconds that what is under way may take at the end.",
@@ -275,8 +275,8 @@ def _say(text: str) -> None:
         click.secho(text, dim=True)
 
 
-def _finite(value: float) -> float:
-    """Click's ranges let "nan" through."""
+def finite(value: float, most: float) -> float:
+    """`value`, which is at most `most`: click's ranges let "nan" through."""
     if math.isnan(value):
-        raise click.BadParameter(f"{value} is not in the range 0<=x<={MAX_DRAIN_S:g}.")
+        raise click.BadParameter(f"{value} is not in the range 0<=x<={most:g}.")
     return value

@@ -13,6 +13,7 @@ from core.net.client import Client
 from core.net.server import HttpServer
 from core.resources.builtin import KINDS as BUILTIN_KINDS
 from core.telemetry import Metrics
+from penstock.process import ANSWER_S
 from penstock.standalone.process import Ending, run_process
 from penstock.standalone.settings import Settings
 from serving.node import CLIENT_LIMITS, GatewayNode
@@ -22,8 +23,6 @@ __all__ = ["compose"]
 
 #: There is one gateway on one machine; in a cluster each has its pod's name.
 GATEWAY_ID: Final = "standalone"
-#: For the answers that a drain gives at its end to reach their clients.
-ANSWER_S: Final = 0.5
 
 
 @asynccontextmanager

@@ -70,11 +70,17 @@ def blocks(page: Path) -> Iterator[Block]:
 
 
 def commands() -> dict[str, click.Command]:
-    """Every command by its full name, the group itself first."""
-    assert isinstance(main, click.Group)
-    context = click.Context(main, info_name="penstock")
-    found = {name: main.get_command(context, name) for name in main.list_commands(context)}
-    return {"penstock": main, **{f"penstock {name}": command for name, command in found.items() if command}}
+    """Every command by its full name, each group before its own commands."""
+    return dict(_commands("penstock", main))
+
+
+def _commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    yield name, command
+    if isinstance(command, click.Group):
+        context = click.Context(command, info_name=name)
+        for own in command.list_commands(context):
+            if (found := command.get_command(context, own)) is not None:
+                yield from _commands(f"{name} {own}", found)
 
 
 def commands_page() -> str:

@@ -15,7 +15,7 @@ from kubernetes.aio.config import ConfigException, load_kube_config
 
 from core.errors import InvalidInput
 
-__all__ = ["Cluster", "ServiceAccount", "connected", "find_cluster"]
+__all__ = ["ApiClient", "Cluster", "ServiceAccount", "connected", "find_cluster"]
 
 #: Where the kubelet puts a pod's credentials, and the variables that say where the API server is.
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")

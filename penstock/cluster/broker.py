@@ -1,0 +1,56 @@
+"""The processes of the broker: ingresses take events and store them, dispatchers deliver what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from broker.node import BrokerNode, Role
+from broker.resources import KINDS as BROKER_KINDS
+from core.clock import SystemClock
+from core.net.client import Client
+from core.net.names import Names
+from penstock.cluster.eventlog import open_logs
+from penstock.cluster.peers import PEER_KINDS, Peers
+from penstock.cluster.process import Frame
+from penstock.process import running
+
+__all__ = ["compose_dispatcher", "compose_ingress"]
+
+
+async def compose_ingress(frame: Frame) -> Callable[[], str]:
+    """One of several ingresses: each knows all Brokers."""
+    node = await _node(frame, Client(), "ingress")
+    server = await frame.serve(node.handler, frame.settings.port)
+    frame.stack.push_async_callback(lambda: server.drain(frame.ending.drain_s))
+    return lambda: _problem(node)
+
+
+async def compose_dispatcher(frame: Frame) -> Callable[[], str]:
+    """One of several dispatchers: each delivers for those Triggers that it holds."""
+    peers = Peers(await frame.store(PEER_KINDS), frame.settings.release, routes=True, metrics=frame.metrics)
+    client = Client(places=peers)
+    frame.stack.push_async_callback(client.close)
+    await frame.stack.enter_async_context(running(peers=peers.run()))
+    node = await _node(frame, client, "dispatch")
+    return lambda: _problem(node)
+
+
+async def _node(frame: Frame, client: Client, role: Role) -> BrokerNode:
+    logs = await open_logs(frame)
+    node = BrokerNode(
+        store=await frame.store(BROKER_KINDS),
+        logs=logs,
+        client=client,
+        # Names are resolved where connections are opened, because what they stand for changes.
+        names=Names(),
+        clock=SystemClock(),
+        metrics=frame.metrics,
+        roles=frozenset({role}),
+    )
+    await node.start()
+    frame.stack.push_async_callback(lambda: node.drain(frame.ending.drain_s))
+    return node
+
+
+def _problem(node: BrokerNode) -> str:
+    return "" if node.synced.is_set() else "waiting for the first listing from the API"
