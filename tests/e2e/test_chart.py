@@ -1,0 +1,230 @@
+"""The Helm chart: what it makes of values, what it refuses, and whether a real API server takes it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from broker.node import FOLLOWED as BROKER_FOLLOWS
+from core.resources import KindRef
+from core.resources.builtin import ENDPOINT_SLICE, LEASE, WORKLOADS
+from penstock.cluster.crds import FOLDER
+from penstock.kinds import registry
+from serving.node import FOLLOWED as GATEWAY_FOLLOWS
+from serving.resources import ROUTE
+from sources.factories import FACTORIES
+from tests.support import chart
+from tests.support.controlplane.access import ClusterAccess
+
+pytestmark = [pytest.mark.e2e, pytest.mark.service("kubernetes")]
+
+ROLES = ("broker-ingress", "control", "dispatcher", "gateway", "sources")
+PLURALS = {kind.ref: kind.plural for kind in (*registry(), *WORKLOADS)}
+Right = tuple[str, str, str]
+
+
+@pytest.fixture(scope="module")
+def base() -> list[dict[str, Any]]:
+    return chart.documents(chart.render(*chart.BASE))
+
+
+def named(documents: Iterable[dict[str, Any]], kind: str, name: str) -> dict[str, Any]:
+    (found,) = [each for each in documents if each["kind"] == kind and each["metadata"]["name"] == name]
+    return found
+
+
+def pods(documents: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The pod template of each workload, by its name."""
+    return {
+        each["metadata"]["name"]: each["spec"]["template"]
+        for each in documents
+        if each["kind"] in ("Deployment", "StatefulSet")
+    }
+
+
+# ---- values
+
+
+def test_it_passes_helms_own_linter():
+    done = chart.helm("lint", "--strict", str(chart.CHART), "--set", "redis.install=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", chart.CASES)
+def test_each_value_changes_what_its_snapshot_says(name: str):
+    held = chart.snapshot_path(name).read_text() if chart.snapshot_path(name).exists() else ""
+    assert held == chart.snapshot(name), "run: python -m tests.support.chart"
+
+
+def test_there_is_a_case_for_every_part_of_the_values():
+    shown = {
+        setting.partition("=")[0].partition(".")[0].partition("[")[0]
+        for case in chart.CASES.values()
+        for setting in case
+    }
+    values = yaml.safe_load((chart.CHART / "values.yaml").read_text())
+    # What installs is in every case; the roles share their templates, so that the gateway shows for all.
+    assert shown | {"crds"} == set(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        pytest.param((), "eventLog.kind is not set: the platform needs something that keeps its events", id="no log"),
+        pytest.param(("eventLog.kind=redis",), "Set eventLog.redis.url", id="redis without address"),
+        pytest.param(("eventLog.kind=kafka",), "Set eventLog.kafka.bootstrapServers", id="kafka without address"),
+        pytest.param(
+            ("eventLog.kind=redis", "eventLog.redis.url=redis://a:1/0", "eventLog.redis.existingSecret=b"),
+            "are both set",
+            id="two addresses",
+        ),
+        pytest.param(("redis.install=true", "eventLog.redis.url=redis://a:1/0"), "names another one", id="two redises"),
+        pytest.param(("redis.install=true", "eventLog.kind=kafka"), "nothing would use it", id="an idle redis"),
+        pytest.param(("eventLog.kind=sqlite",), "must be one of '', 'redis', 'kafka'", id="unknown log"),
+        pytest.param(("redis.install=true", "gatway.replicas=3"), "'gatway' not allowed", id="misspelt"),
+        pytest.param(("redis.install=true", "gateway.replica=3"), "'replica' not allowed", id="misspelt inside"),
+        pytest.param(("redis.install=true", "gateway.replicas=many"), "got string, want integer", id="wrong type"),
+        pytest.param(("redis.install=true", "domain.suffix=example.com"), "/domain/suffix", id="suffix without dot"),
+        pytest.param(("redis.install=true", "logLevel=LOUD"), "/logLevel", id="unknown level"),
+        pytest.param(
+            ("eventLog.kind=redis", "eventLog.redis.url=http://a"), "/eventLog/redis/url", id="another protocol"
+        ),
+    ],
+)
+def test_values_that_cannot_work_are_refused_with_what_to_do(values: tuple[str, ...], says: str):
+    with pytest.raises(RuntimeError) as caught:
+        chart.render(*values)
+    assert says in str(caught.value)
+
+
+def test_it_brings_the_definition_of_every_kind_and_keeps_it_at_the_end():
+    made = chart.documents(chart.render("redis.install=true"))
+    definitions = [each for each in made if each["kind"] == "CustomResourceDefinition"]
+    assert {each["metadata"]["name"] for each in definitions} == {
+        path.name.removesuffix(".yaml") for path in (chart.ROOT / FOLDER).iterdir()
+    }
+    assert {each["metadata"]["annotations"]["helm.sh/resource-policy"] for each in definitions} == {"keep"}
+
+
+def test_two_releases_share_nothing_but_the_kinds():
+    def names(release: str, namespace: str) -> set[tuple[str, str, str]]:
+        made = chart.documents(chart.render(*chart.BASE, release=release, namespace=namespace))
+        return {
+            (each["kind"], each["metadata"].get("namespace", ""), each["metadata"]["name"])
+            for each in made
+            if each["kind"] != "CustomResourceDefinition"
+        }
+
+    assert not names("penstock", "one") & names("penstock", "two")
+    assert not names("a", "one") & names("b", "one")
+
+
+# ---- security
+
+
+@pytest.mark.parametrize("workload", [*(f"penstock-{role}" for role in ROLES), "penstock-redis"])
+def test_every_pod_runs_without_rights_on_a_read_only_root(base: list[dict[str, Any]], workload: str):
+    spec = pods(base)[workload]["spec"]
+    assert spec["securityContext"] == {
+        "runAsNonRoot": True,
+        "runAsUser": 65532,
+        "runAsGroup": 65532,
+        "fsGroup": 65532,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+    assert spec["automountServiceAccountToken"] is (workload != "penstock-redis")
+    for container in spec["containers"]:
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert container["resources"]["requests"]["cpu"].endswith("m"), "small enough for a laptop's cluster"
+        assert {"readinessProbe", "livenessProbe"} <= container.keys()
+
+
+def test_whoever_is_replaced_has_the_time_to_finish(base: list[dict[str, Any]]):
+    for name, template in pods(base).items():
+        if name == "penstock-redis":
+            continue
+        arguments = dict(word.split("=", 1) for word in template["spec"]["containers"][0]["args"] if "=" in word)
+        needed_s = float(arguments["--notice"]) + float(arguments["--drain"])
+        assert template["spec"]["terminationGracePeriodSeconds"] > needed_s, name
+
+
+# ---- rights
+
+
+def rights(documents: Iterable[dict[str, Any]], role: str) -> set[Right]:
+    """What a role may do: in the cluster, and in the release's namespace ("" and "penstock")."""
+    found = set()
+    for each in documents:
+        if each["kind"] not in ("Role", "ClusterRole") or not each["metadata"]["name"].endswith(f"penstock-{role}"):
+            continue
+        for rule in each["rules"]:
+            assert not set(rule) - {"apiGroups", "resources", "verbs"}
+            found |= {
+                (f"{resource}.{group}", verb, each["metadata"].get("namespace", ""))
+                for group in rule["apiGroups"]
+                for resource in rule["resources"]
+                for verb in rule["verbs"]
+            }
+    return found
+
+
+def reading(kinds: Iterable[KindRef], namespace: str = "") -> set[Right]:
+    return {(f"{PLURALS[kind]}.{kind.group}", verb, namespace) for kind in kinds for verb in ("get", "list", "watch")}
+
+
+def leading() -> set[Right]:
+    return {(f"{PLURALS[LEASE]}.{LEASE.group}", verb, "penstock") for verb in ("get", "create", "update")}
+
+
+def test_a_gateway_reads_what_it_follows(base: list[dict[str, Any]]):
+    assert rights(base, "gateway") == reading(GATEWAY_FOLLOWS)
+
+
+def test_an_ingress_reads_what_it_follows(base: list[dict[str, Any]]):
+    assert rights(base, "broker-ingress") == reading(BROKER_FOLLOWS)
+
+
+def test_a_dispatcher_reads_what_it_follows_and_where_its_peers_are(base: list[dict[str, Any]]):
+    expected = reading((*BROKER_FOLLOWS, ROUTE)) | reading((ENDPOINT_SLICE,), "penstock")
+    assert rights(base, "dispatcher") == expected
+
+
+def test_sources_read_their_kinds_and_write_their_status(base: list[dict[str, Any]]):
+    statuses = {(f"{PLURALS[kind]}/status.{kind.group}", "update", "") for kind in FACTORIES}
+    expected = reading((*FACTORIES, ROUTE)) | statuses | reading((ENDPOINT_SLICE,), "penstock") | leading()
+    assert rights(base, "sources") == expected
+
+
+def test_nobody_reads_secrets_or_may_do_everything(base: list[dict[str, Any]]):
+    for role in ROLES:
+        for resource, verb, _ in rights(base, role):
+            assert not resource.startswith("secrets"), role
+            assert "*" not in resource + verb, role
+
+
+# ---- a real API server
+
+
+@pytest.mark.parametrize("name", chart.CASES)
+def test_an_api_server_takes_what_is_rendered(kubernetes: ClusterAccess, name: str, tmp_path: Path):
+    manifests = tmp_path / "manifests.yaml"
+    manifests.write_text(chart.render(*chart.BASE, *chart.CASES[name], namespace="default"))
+    done = subprocess.run(
+        ["kubectl", "apply", "--dry-run=server", "--validate=strict", "-f", str(manifests)],
+        env=kubernetes.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
