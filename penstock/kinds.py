@@ -6,7 +6,7 @@ from broker.resources import KINDS as BROKER_KINDS
 from core.resources import Registry
 from core.resources.builtin import KINDS as BUILTIN_KINDS
 from serving.resources import KINDS as SERVING_KINDS
-from sources.resources import KINDS as SOURCE_KINDS
+from sources.kinds import KINDS as SOURCE_KINDS
 
 __all__ = ["registry"]
 

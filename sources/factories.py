@@ -11,6 +11,7 @@ from core.resources import KindRef, Resource
 from sources.cron import CronError, Schedule, local_zone
 from sources.files import Selection
 from sources.folder import FolderSource
+from sources.kafka.resources import KAFKA_SOURCE, kafka_spec, key_type_of
 from sources.objectstore import bucket_of
 from sources.ping import PingSource
 from sources.port import Source, SourceContext, SourceFactory
@@ -42,7 +43,18 @@ def _object_store(resource: Resource, context: SourceContext) -> Source:
     )
 
 
+def _kafka(resource: Resource, context: SourceContext) -> Source:
+    try:
+        from sources.kafka.member import connect  # noqa: PLC0415 - loads the client, which most platforms do without
+    except ModuleNotFoundError as error:
+        message = f"KafkaSource needs a Python package that is not installed: {error.name}. Install penstock[kafka]."
+        raise InvalidInput(message) from error
+    from sources.kafka.source import KafkaSource  # noqa: PLC0415 - as above
+
+    return KafkaSource(context=context, spec=kafka_spec(resource), key_type=key_type_of(resource), connect=connect)
+
+
 #: A source for each kind of this plane.
 FACTORIES: Final[Mapping[KindRef, SourceFactory]] = MappingProxyType(
-    {PING_SOURCE: _ping, OBJECT_STORE_SOURCE: _object_store}
+    {PING_SOURCE: _ping, OBJECT_STORE_SOURCE: _object_store, KAFKA_SOURCE: _kafka}
 )

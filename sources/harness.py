@@ -23,12 +23,13 @@ from core.control.port import ResourceStore
 from core.errors import InvalidInput, NotFound, PenstockError
 from core.net.names import Names
 from core.resources import Condition, Key, KindRef, Resource
-from core.telemetry import Metrics
+from core.telemetry import Counter, Gauge, Metrics
 from sources.checkpoints import Checkpoints, SourceMarks
-from sources.delivery import Delivery, DeliveryMetrics, Requester
+from sources.delivery import Delivery, DeliveryMetrics, Requester, policy_of
 from sources.port import Marks, SourceFactory
 from sources.reconcile import DEPLOYED, deployed_of, with_deployed
-from sources.resources import sink_of
+from sources.resources import delivery_of, sink_of
+from sources.secrets import read_secret
 
 __all__ = ["SourceRunner"]
 
@@ -136,6 +137,7 @@ class SourceRunner:
             clock=self._clock,
             root=self._root,
             metrics=self._metrics,
+            store=self._store,
             wake=self._wake,
         )
         task = tasks.create_task(self._supervise(resource, context), name=f"source {resource.key}")
@@ -173,6 +175,7 @@ class SourceRunner:
                 metrics=DeliveryMetrics(self._metrics, _labels(resource.key)),
                 facts={"source": str(resource.key)},
                 rng=self._rng,
+                policy=policy_of(delivery_of(resource), _text(resource.status.get("deadLetterSinkUri"))),
             )
         except ValueError as error:
             raise InvalidInput(f"The sink's address cannot be used: {error}.") from error
@@ -191,7 +194,7 @@ class SourceRunner:
 
     def _forget_metrics(self, key: Key) -> None:
         labels = _labels(key)
-        for outcome in ("accepted", "refused"):
+        for outcome in ("accepted", "dead-letter", "refused"):
             self._metrics.forget("penstock_source_events_total", **labels, outcome=outcome)
         self._metrics.forget("penstock_source_retries_total", **labels)
         self._metrics.forget("penstock_source_waiting_events", **labels)
@@ -210,18 +213,27 @@ class _Running(msgspec.Struct, frozen=True):
             return True
         if resource.status.get("observedGeneration") != resource.meta.generation:
             return False
-        return _sink_uri(resource) != _sink_uri(self.resource) or resource.spec != self.resource.spec
+        return _sinks(resource) != _sinks(self.resource) or resource.spec != self.resource.spec
 
     async def stop(self) -> None:
         self.task.cancel()
         await asyncio.wait([self.task])
+        self.context.forget_measures()
 
 
 class _Context:
     """What a source gets: `sources.port.SourceContext`."""
 
     def __init__(
-        self, *, resource: Resource, marks: Marks, clock: Clock, root: Path, metrics: Metrics, wake: asyncio.Event
+        self,
+        *,
+        resource: Resource,
+        marks: Marks,
+        clock: Clock,
+        root: Path,
+        metrics: Metrics,
+        store: ResourceStore,
+        wake: asyncio.Event,
     ) -> None:
         self.namespace = resource.meta.namespace
         self.name = resource.meta.name
@@ -232,7 +244,26 @@ class _Context:
         self.condition = _STARTING
         self._metrics = metrics
         self._labels = _labels(resource.key)
+        self._measured: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
+        self._store = store
         self._wake = wake
+
+    async def secret(self, name: str) -> Mapping[str, bytes]:
+        return await read_secret(self._store, self.namespace, name)
+
+    def counter(self, name: str, help_text: str, **labels: str) -> Counter:
+        self._measured.add((name, tuple(labels.items())))
+        return self._metrics.counter(name, help_text, **self._labels, **labels)
+
+    def gauge(self, name: str, help_text: str, **labels: str) -> Gauge:
+        self._measured.add((name, tuple(labels.items())))
+        return self._metrics.gauge(name, help_text, **self._labels, **labels)
+
+    def forget_measures(self) -> None:
+        """The source runs no more: what it measured ends."""
+        for name, labels in self._measured:
+            self._metrics.forget(name, **self._labels, **dict(labels))
+        self._measured.clear()
 
     def ready(self) -> None:
         self._set(_RUNNING)
@@ -260,8 +291,17 @@ def _sink_uri(resource: Resource) -> str:
         return ""
     if resource.status.get("observedGeneration") != resource.meta.generation:
         return ""
-    uri = resource.status.get("sinkUri")
-    return uri if isinstance(uri, str) else ""
+    return _text(resource.status.get("sinkUri"))
+
+
+def _sinks(resource: Resource) -> tuple[str, str]:
+    """Where its events go, and those that the sink does not take."""
+    return _sink_uri(resource), _text(resource.status.get("deadLetterSinkUri"))
+
+
+def _text(value: object) -> str:
+    """A status can be written by anybody, in any shape."""
+    return value if isinstance(value, str) else ""
 
 
 def _labels(key: Key) -> dict[str, str]:

@@ -27,6 +27,7 @@ by the composition root. The rules:
   again, and consumers recognise it by its id.
 - Say `context.ready()` once everything that happens from now on will be told, and `context.trouble(reason, message)`
   when that stops being so; both end up in the condition Deployed.
+- Ask for `context.secret(name)` when it is needed, at each connection: it may have been changed meanwhile.
 - Raise when stuck: the harness logs the reason, shows it in the condition and runs the source again after a back-off.
 - Tasks belong to a TaskGroup inside `run`; `run` is ended by cancellation.
 """
@@ -41,6 +42,7 @@ from core.clock import Clock
 from core.errors import PenstockError
 from core.events import CloudEvent
 from core.resources import Resource
+from core.telemetry import Counter, Gauge
 
 __all__ = ["Emit", "Marks", "Refused", "Source", "SourceContext", "SourceFactory"]
 
@@ -101,12 +103,25 @@ class SourceContext(Protocol):
     @property
     def root(self) -> Path: ...
 
+    async def secret(self, name: str) -> Mapping[str, bytes]:
+        """What a Secret of the source's namespace holds. Raises NotFound, Unavailable, and InvalidInput where it cannot
+        be read."""
+        ...
+
     def ready(self) -> None:
         """Everything that happens from now on will be told."""
         ...
 
     def trouble(self, reason: str, message: str) -> None:
         """Not working now: a CamelCase word and a sentence that says what to do. Ended by `ready`."""
+        ...
+
+    def counter(self, name: str, help_text: str, **labels: str) -> Counter:
+        """A count of the source's own, labelled with it; it ends when the source does."""
+        ...
+
+    def gauge(self, name: str, help_text: str, **labels: str) -> Gauge:
+        """A measure of the source's own, as `counter`."""
         ...
 
     def count(self, outcome: str, number: int = 1) -> None:

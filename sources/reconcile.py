@@ -6,16 +6,28 @@ reported by the harness (`sources.harness`), as a Deployment's availability is o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from core.control.reconcile import Outcome, View
-from core.resources import Condition, Key, KindRef, Resource, Unresolved, merge_conditions, resolve, summarize
+from core.resources import (
+    Condition,
+    Destination,
+    Key,
+    KindRef,
+    Resource,
+    Unresolved,
+    merge_conditions,
+    resolve,
+    summarize,
+)
+from sources.kafka.records import RECORD, kafka_source_of
+from sources.kafka.resources import KAFKA_SOURCE, kafka_spec
 from sources.objectstore import CREATED, bucket_of
 from sources.ping import PING, ping_source_of
-from sources.resources import OBJECT_STORE_SOURCE, PING_SOURCE, object_store_spec, sink_of
+from sources.resources import OBJECT_STORE_SOURCE, PING_SOURCE, delivery_of, object_store_spec, sink_of
 
 __all__ = ["ADDRESSABLES", "DEPLOYED", "SourceReconciler", "deployed_of", "reconcilers", "with_deployed"]
 
@@ -35,13 +47,35 @@ class EventAttributes(msgspec.Struct, frozen=True):
     source: str
 
 
+class _Wanted(msgspec.Struct, frozen=True):
+    """A destination that a source cannot run without, the status member for its address, and the condition."""
+
+    destination: Destination | None
+    member: str
+    condition: str
+
+
+def _sinks(resource: Resource) -> Iterator[_Wanted]:
+    yield _Wanted(sink_of(resource)[0], "sinkUri", "SinkProvided")
+    delivery = delivery_of(resource)
+    if delivery is not None and delivery.dead_letter_sink is not None:
+        yield _Wanted(delivery.dead_letter_sink, "deadLetterSinkUri", "DeadLetterSinkResolved")
+
+
+def _refers(destination: Destination | None, to: Resource, namespace: str) -> bool:
+    ref = destination.ref if destination is not None else None
+    if ref is None or ref.name != to.meta.name or ref.kind != to.ref.kind:
+        return False
+    return (ref.namespace or namespace) == to.meta.namespace
+
+
 class SourceReconciler:
     """The decision about one kind of source."""
 
     def __init__(
         self,
         kind: KindRef,
-        attributes: Callable[[Resource], EventAttributes],
+        attributes: Callable[[Resource], Sequence[EventAttributes]],
         addressables: Iterable[KindRef] = ADDRESSABLES,
     ) -> None:
         self._kind = kind
@@ -59,33 +93,34 @@ class SourceReconciler:
 
     def decide(self, resource: Resource, view: View, now: float) -> Outcome:
         """The status that follows from the sink, and from what the harness said last of the source itself."""
-        sink, _ = sink_of(resource)
+        conditions: list[Condition] = []
         status: dict[str, Any] = {"observedGeneration": resource.meta.generation}
-        try:
-            if sink is None:
-                raise Unresolved("NoDestination", "Neither a ref nor a uri is given.")
-            status["sinkUri"] = resolve(sink, resource.meta.namespace, view.get)
-            provided = Condition(type="SinkProvided", status="True")
+        for wanted in _sinks(resource):
+            try:
+                if wanted.destination is None:
+                    raise Unresolved("NoDestination", "Neither a ref nor a uri is given.")
+                status[wanted.member] = resolve(wanted.destination, resource.meta.namespace, view.get)
+                conditions.append(Condition(type=wanted.condition, status="True"))
+            except Unresolved as error:
+                reason, message = error.reason, str(error)
+                conditions.append(Condition(type=wanted.condition, status="False", reason=reason, message=message))
+        if all(condition.status == "True" for condition in conditions):
             deployed = deployed_of(resource) or Condition(
                 type=DEPLOYED, status="Unknown", reason="Starting", message="The source has not started yet."
             )
-        except Unresolved as error:
-            provided = Condition(type="SinkProvided", status="False", reason=error.reason, message=str(error))
+        else:
+            status.pop("sinkUri", None)  # by which the harness starts it
             message = "The source starts once its sink is known."
             deployed = Condition(type=DEPLOYED, status="Unknown", reason="WaitingForSink", message=message)
-        status["ceAttributes"] = [msgspec.to_builtins(self._attributes(resource))]
-        found = summarize("Ready", (provided, deployed))
+        status["ceAttributes"] = [msgspec.to_builtins(each) for each in self._attributes(resource)]
+        found = summarize("Ready", (*conditions, deployed))
         status["conditions"] = merge_conditions(_conditions(resource), found, now)
         return Outcome(status=status)
 
     def _sources_of(self, sink: Resource, view: View) -> Iterable[Key]:
         """The sources that refer to this resource."""
         for source in view.list(self._kind):
-            destination, _ = sink_of(source)
-            ref = destination.ref if destination is not None else None
-            if ref is None or ref.name != sink.meta.name or ref.kind != sink.ref.kind:
-                continue
-            if (ref.namespace or source.meta.namespace) == sink.meta.namespace:
+            if any(_refers(wanted.destination, sink, source.meta.namespace) for wanted in _sinks(source)):
                 yield source.key
 
 
@@ -95,6 +130,7 @@ def reconcilers(addressables: Iterable[KindRef] = ADDRESSABLES) -> tuple[SourceR
     return (
         SourceReconciler(PING_SOURCE, _ping_attributes, kinds),
         SourceReconciler(OBJECT_STORE_SOURCE, _object_store_attributes, kinds),
+        SourceReconciler(KAFKA_SOURCE, _kafka_attributes, kinds),
     )
 
 
@@ -125,9 +161,15 @@ def _conditions(resource: Resource) -> list[dict[str, Any]]:
     return [entry for entry in held if isinstance(entry, dict)] if isinstance(held, list) else []
 
 
-def _ping_attributes(resource: Resource) -> EventAttributes:
-    return EventAttributes(PING, ping_source_of(resource.meta.namespace, resource.meta.name))
+def _ping_attributes(resource: Resource) -> list[EventAttributes]:
+    return [EventAttributes(PING, ping_source_of(resource.meta.namespace, resource.meta.name))]
 
 
-def _object_store_attributes(resource: Resource) -> EventAttributes:
-    return EventAttributes(CREATED, bucket_of(object_store_spec(resource)).source)
+def _object_store_attributes(resource: Resource) -> list[EventAttributes]:
+    return [EventAttributes(CREATED, bucket_of(object_store_spec(resource)).source)]
+
+
+def _kafka_attributes(resource: Resource) -> list[EventAttributes]:
+    """Of its plain records; those that are CloudEvents keep their own."""
+    namespace, name = resource.meta.namespace, resource.meta.name
+    return [EventAttributes(RECORD, kafka_source_of(namespace, name, topic)) for topic in kafka_spec(resource).topics]

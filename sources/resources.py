@@ -16,7 +16,7 @@ from typing import Final, Literal
 import msgspec
 
 from core.errors import FieldError
-from core.resources import Column, Destination, Kind, KindRef, Resource, validate_destination
+from core.resources import Column, DeliveryShape, Destination, Kind, KindRef, Resource, validate_destination
 from sources.cron import CronError, Schedule
 
 __all__ = [
@@ -28,6 +28,8 @@ __all__ = [
     "ObjectStoreSourceSpec",
     "PingSourceSpec",
     "Store",
+    "check_source",
+    "delivery_of",
     "object_store_spec",
     "ping_spec",
     "sink_of",
@@ -127,6 +129,11 @@ def sink_of(resource: Resource) -> tuple[Destination | None, CloudEventOverrides
     return sink, overrides or CloudEventOverrides()
 
 
+def delivery_of(resource: Resource) -> DeliveryShape | None:
+    """The delivery spec, where the kind has one and the resource states it."""
+    return msgspec.convert(resource.spec.get("delivery"), DeliveryShape | None)
+
+
 def _default_ping(resource: Resource) -> Resource:
     if resource.spec.get("schedule"):
         return resource
@@ -141,7 +148,7 @@ def _default_object_store(resource: Resource) -> Resource:
 
 def _check_ping(new: Resource, old: Resource | None) -> Iterator[FieldError]:
     spec = ping_spec(new)
-    yield from _check_source(spec.sink, spec.ce_overrides)
+    yield from check_source(spec.sink, spec.ce_overrides)
     try:
         Schedule.parse(spec.schedule or DEFAULT_SCHEDULE, spec.timezone)
     except CronError as error:
@@ -164,7 +171,7 @@ def _check_ping(new: Resource, old: Resource | None) -> Iterator[FieldError]:
 
 def _check_object_store(new: Resource, old: Resource | None) -> Iterator[FieldError]:
     spec = object_store_spec(new)
-    yield from _check_source(spec.sink, spec.ce_overrides)
+    yield from check_source(spec.sink, spec.ce_overrides)
     if _BUCKET.match(spec.bucket) is None:
         rule = "must be 3 to 63 lower-case letters, digits, dots and hyphens, with a letter or digit at both ends"
         yield FieldError(path="spec.bucket", rule=rule, value=spec.bucket)
@@ -182,7 +189,8 @@ def _check_object_store(new: Resource, old: Resource | None) -> Iterator[FieldEr
         yield FieldError(path="spec.prefix", rule=rule, value=spec.prefix)
 
 
-def _check_source(sink: Destination | None, overrides: CloudEventOverrides | None) -> Iterator[FieldError]:
+def check_source(sink: Destination | None, overrides: CloudEventOverrides | None) -> Iterator[FieldError]:
+    """Each broken rule of what all sources have."""
     yield from validate_destination(sink, "spec.sink")
     for name in overrides.extensions if overrides else ():
         path = f"spec.ceOverrides.extensions[{name}]"

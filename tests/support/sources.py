@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from core.clock import Clock, SystemClock
+from core.errors import NotFound
 from core.events import CloudEvent
+from core.telemetry import Metrics, metrics
 from sources.checkpoints import Checkpoints, MemoryCheckpoints, SourceMarks
 from sources.port import Source
 
@@ -35,9 +37,23 @@ class RecordingContext:
         self.marks = SourceMarks(self.checkpoints, uid)
         self.clock = clock or SystemClock()
         self.root = root
+        self.secrets: dict[str, dict[str, bytes]] = {}
+        self.metrics = Metrics()
         self.said: list[str] = []
+        self.messages: list[str] = []
         self.counted: Counter[str] = Counter()
         self.changed = asyncio.Event()
+
+    async def secret(self, name: str) -> Mapping[str, bytes]:
+        if name not in self.secrets:
+            raise NotFound(f'Secret "{name}" does not exist.')
+        return self.secrets[name]
+
+    def counter(self, name: str, help_text: str, **labels: str) -> metrics.Counter:
+        return self.metrics.counter(name, help_text, **labels)
+
+    def gauge(self, name: str, help_text: str, **labels: str) -> metrics.Gauge:
+        return self.metrics.gauge(name, help_text, **labels)
 
     def ready(self) -> None:
         self.said.append("ready")
@@ -45,6 +61,7 @@ class RecordingContext:
 
     def trouble(self, reason: str, message: str) -> None:
         self.said.append(reason)
+        self.messages.append(message)
         self.changed.set()
 
     def count(self, outcome: str, number: int = 1) -> None:
@@ -61,6 +78,8 @@ class Outlet:
         self.open = asyncio.Event()
         self.open.set()
         self.error: Exception | None = None
+        #: Events that are kept waiting for as long as the test runs.
+        self.holds: Callable[[CloudEvent], bool] = lambda event: False
         self.under_way = 0
         self.most_under_way = 0
         self._changed = changed
@@ -71,6 +90,8 @@ class Outlet:
         self.most_under_way = max(self.most_under_way, self.under_way)
         self._changed.set()
         try:
+            if self.holds(event):
+                await asyncio.get_running_loop().create_future()
             await self.open.wait()
             if self.error is not None:
                 raise self.error

@@ -164,6 +164,7 @@ def test_every_other_annotation_and_label_that_a_person_sets_is_documented():
         "eventing.knative.dev/broker.class",
         "knative.dev/dependency",
         "networking.knative.dev/visibility",
+        "kafkasources.sources.knative.dev/key-type",
         "serving.knative.dev/no-gc",
         PROGRESS_DEADLINE,
         ROLLOUT_DURATION,
@@ -189,6 +190,8 @@ DECIDING = (
     "serving/instances/spec.py",
     "sources/folder.py",
     "sources/harness.py",
+    "sources/kafka/member.py",
+    "sources/kafka/source.py",
     "sources/ping.py",
     "sources/reconcile.py",
 )

@@ -11,8 +11,22 @@ import pytest
 from core.events import CloudEvent, new_event
 from core.net.names import Names
 from core.net.types import Address, ConnectFailed, ConnectionLost, Headers, NetError, Response, ResponseTimeout
+from core.resources import DeliveryShape, Destination
 from core.telemetry import Metrics
-from sources.delivery import MAX_IN_FLIGHT, RETRY_BACKOFF, Accepted, Delivery, DeliveryMetrics, Reject, RetryIn, decide
+from sources.delivery import (
+    DEFAULT_RETRIES,
+    MAX_IN_FLIGHT,
+    PATIENT,
+    RETRY_BACKOFF,
+    Accepted,
+    Delivery,
+    DeliveryMetrics,
+    Policy,
+    Reject,
+    RetryIn,
+    decide,
+    policy_of,
+)
 from sources.port import Refused
 from tests.support.virtual_time import run_virtual
 
@@ -57,7 +71,9 @@ class ScriptedSink:
         return answer
 
 
-def delivery(sink: ScriptedSink, metrics: Metrics | None = None, **extensions: str) -> Delivery:
+def delivery(
+    sink: ScriptedSink, metrics: Metrics | None = None, policy: Policy = PATIENT, **extensions: str
+) -> Delivery:
     return Delivery(
         requester=sink,
         names=Names(broker=("127.0.0.1", 8081)),
@@ -66,6 +82,7 @@ def delivery(sink: ScriptedSink, metrics: Metrics | None = None, **extensions: s
         metrics=DeliveryMetrics(metrics or Metrics(), {"name": "x"}),
         facts={"source": "x"},
         rng=random.Random(1),
+        policy=policy,
     )
 
 
@@ -196,3 +213,88 @@ def test_a_sink_that_is_no_http_url_is_refused_at_once(sink: str) -> None:
     )
     with pytest.raises(ValueError, match="URL"):
         make()
+
+
+# ---- with a delivery spec
+
+DEAD_LETTERS = "http://letters.default.svc.cluster.local/dead"
+
+
+def test_without_a_delivery_spec_a_sink_is_waited_for_without_end() -> None:
+    assert policy_of(None, "") == PATIENT
+    assert PATIENT.retries is None
+
+
+def test_a_delivery_spec_is_read_in_seconds() -> None:
+    shape = DeliveryShape(
+        retry=3, backoff_delay="PT0.5S", backoff_policy="linear", timeout="PT7S", retry_after_max="PT1M", format="json"
+    )
+    expected = Policy(retries=3, pause_s=0.5, linear=True, timeout_s=7, retry_after_max_s=60, structured=True)
+    assert policy_of(shape, "") == expected
+
+
+def test_a_dead_letter_sink_without_a_number_of_retries_gets_knatives_default() -> None:
+    shape = DeliveryShape(dead_letter_sink=Destination(uri=DEAD_LETTERS))
+    assert policy_of(shape, DEAD_LETTERS).retries == DEFAULT_RETRIES
+    assert policy_of(DeliveryShape(timeout="PT7S"), "").retries is None
+
+
+@pytest.mark.parametrize("linear", [True, False], ids=["linear", "exponential"])
+def test_pauses_grow_from_the_specs_delay_to_the_cap(linear: bool) -> None:
+    policy = Policy(pause_s=2.0, linear=linear)
+    pauses = []
+    for attempt in range(1, 10):
+        decision = decide(response(503), attempt, random.Random(attempt), policy)
+        assert isinstance(decision, RetryIn)
+        pauses.append(decision.seconds)
+    assert 1.0 <= pauses[0] <= 2.0
+    assert all(RETRY_BACKOFF.cap_s / 2 <= pause <= RETRY_BACKOFF.cap_s for pause in pauses[5:])
+
+
+@pytest.mark.parametrize("outcome", [response(503), ConnectFailed("refused")], ids=str)
+def test_an_event_is_given_up_after_the_specs_retries(outcome: Response | NetError) -> None:
+    policy = Policy(retries=2)
+    assert isinstance(decide(outcome, 2, random.Random(1), policy), RetryIn)
+    given_up = decide(outcome, 3, random.Random(1), policy)
+    assert isinstance(given_up, Reject)
+    assert given_up.message.startswith("Given up after 3 attempts: ")
+
+
+def test_an_event_that_is_given_up_without_a_dead_letter_sink_is_refused() -> None:
+    sink = ScriptedSink(response(503), response(500))
+    with pytest.raises(Refused, match="Given up after 2 attempts: The sink answered 500") as raised:
+        run_virtual(delivery(sink, policy=Policy(retries=1)).emit(EVENT))
+    assert raised.value.status == 500
+
+
+@pytest.mark.parametrize("script", [[response(503), response(503)], [response(400)]], ids=["given up", "refused"])
+def test_an_event_that_the_sink_does_not_take_is_the_dead_letter_sinks_which_is_waited_for(
+    script: list[Response],
+) -> None:
+    metrics = Metrics()
+    away = [response(503)] * 5
+    sink = ScriptedSink(*script, *away)
+    run_virtual(delivery(sink, metrics, policy=Policy(retries=1, dead_letter_sink=DEAD_LETTERS)).emit(EVENT))
+    assert len(sink.sent) == len(script) + len(away) + 1
+    _, _, target, headers, body = sink.sent[-1]
+    assert target == b"/dead"
+    assert headers[b"host"] == b"letters.default.svc.cluster.local"
+    assert headers[b"ce-knativeerrordest"].endswith(b"/default/main")
+    assert headers[b"ce-knativeerrorcode"] == str(script[-1].status).encode()
+    assert (headers[b"ce-id"], body) == (b"1", b"{}")
+    assert 'outcome="dead-letter"} 1' in metrics.expose()
+
+
+def test_a_dead_letter_that_is_refused_as_well_is_raised_with_both_sinks_words() -> None:
+    sink = ScriptedSink(response(400), response(413))
+    with pytest.raises(Refused, match=r"answered 400.*dead-letter sink.*413") as raised:
+        run_virtual(delivery(sink, policy=Policy(dead_letter_sink=DEAD_LETTERS)).emit(EVENT))
+    assert raised.value.status == 413
+
+
+def test_the_format_json_sends_events_in_structured_mode() -> None:
+    sink = ScriptedSink()
+    run_virtual(delivery(sink, policy=Policy(structured=True)).emit(EVENT))
+    _, _, _, headers, body = sink.sent[0]
+    assert headers[b"content-type"].startswith(b"application/cloudevents+json")
+    assert b'"data":{}' in body

@@ -12,7 +12,7 @@ from sources.reconcile import DEPLOYED, SourceReconciler, deployed_of, reconcile
 from sources.resources import OBJECT_STORE_SOURCE, PING_SOURCE
 
 BROKER = KindRef("eventing.knative.dev", "v1", "Broker")
-PINGS, STORES = reconcilers()
+PINGS, STORES, KAFKAS = reconcilers()
 NOW = 1_700_000_000.0
 
 

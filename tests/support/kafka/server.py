@@ -113,7 +113,8 @@ class KafkaServer:
         lines = [f"{name}={value}\n" for name, value in (settings | self._more).items()]
         draft = self._properties.with_suffix(".new")
         draft.write_text("".join(lines))
-        cluster = base64.urlsafe_b64encode(os.urandom(16)).decode().rstrip("=")
+        # A name that begins with a hyphen would be read as an option.
+        cluster = base64.urlsafe_b64encode(b"\0" + os.urandom(15)).decode().rstrip("=")
         tool = ["kafka.tools.StorageTool", "format", "--cluster-id", cluster, "--config", str(draft)]
         done = subprocess.run(
             [*_JAVA, "-cp", self._class_path, *tool],
