@@ -13,7 +13,7 @@ import yaml
 from broker.node import FOLLOWED as BROKER_FOLLOWS
 from core.resources import KindRef
 from core.resources.builtin import ENDPOINT_SLICE, LEASE, WORKLOADS
-from penstock.cluster.crds import FOLDER
+from penstock.cluster.crds import FILES, FOLDER
 from penstock.kinds import registry
 from serving.node import FOLLOWED as GATEWAY_FOLLOWS
 from serving.resources import ROUTE
@@ -106,7 +106,7 @@ def test_it_brings_the_definition_of_every_kind_and_keeps_it_at_the_end():
     made = chart.documents(chart.render("redis.install=true"))
     definitions = [each for each in made if each["kind"] == "CustomResourceDefinition"]
     assert {each["metadata"]["name"] for each in definitions} == {
-        path.name.removesuffix(".yaml") for path in (chart.ROOT / FOLDER).iterdir()
+        path.name.removesuffix(".yaml") for path in (chart.ROOT / FILES / FOLDER).iterdir()
     }
     assert {each["metadata"]["annotations"]["helm.sh/resource-policy"] for each in definitions} == {"keep"}
 

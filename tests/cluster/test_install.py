@@ -1,0 +1,84 @@
+"""The chart on a cluster: every pod becomes ready, a function wakes from zero, and events go through it and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.hello import FUNCTION
+from tests.support.kubelet.cluster import Cluster
+from tests.support.release import ROLES, Release, function_image, knative_service, trigger
+
+#: Says which Revision answers.
+APPLICATION = """
+import os
+
+async def app(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": f"hello from {os.environ['K_REVISION']}".encode()})
+"""
+BROKER = {"apiVersion": "eventing.knative.dev/v1", "kind": "Broker", "metadata": {"name": "default"}}
+
+
+@pytest.fixture(scope="module")
+def release(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+    folder = tmp_path_factory.mktemp("functions")
+    for name, text in (("page", APPLICATION), ("hello", FUNCTION)):
+        (folder / name).mkdir()
+        (folder / name / "function.py").write_text(text)
+        cluster.use(function_image(name, folder / name))
+    release = Release(cluster)
+    release.install()
+    yield release
+    release.uninstall()
+
+
+def apply(release: Release, namespace: str, *objects: object) -> None:
+    for each in objects:
+        release.cluster.kubectl("apply", "-n", namespace, "-f", "-", given=each)
+
+
+def test_every_pod_becomes_ready(release: Release):
+    found = {each["metadata"]["name"]: each["status"] for each in release.cluster.get("deployments", "-n", "penstock")}
+    assert found.keys() == {f"penstock-{role}" for role in ROLES}
+    for name, status in found.items():
+        assert status.get("readyReplicas") == status["replicas"], name
+
+
+def test_one_control_pod_leads_and_its_service_leads_to_it_alone(release: Release):
+    lease = release.cluster.get("lease", "penstock-control", "-n", "penstock")
+    slices = release.cluster.get(
+        "endpointslices", "-n", "penstock", "-l", "kubernetes.io/service-name=penstock-control"
+    )
+    listed = [endpoint["targetRef"]["name"] for each in slices for endpoint in each["endpoints"] or ()]
+    assert listed == [lease["spec"]["holderIdentity"]]
+    assert len(release.pods("control")) == 2
+
+
+def test_a_function_answers_from_zero(release: Release, namespace: str):
+    apply(release, namespace, knative_service("page", "dev.local/page:1", scaling={"window": "6s"}))
+    release.cluster.until(lambda: release.is_ready("ksvc", "page", namespace), what="page is ready")
+    assert release.call("page", namespace) == (200, b"hello from page-00001")
+    release.cluster.until(lambda: not release.cluster.get("pods", "-n", namespace), what="page is at zero")
+    assert release.call("page", namespace) == (200, b"hello from page-00001")
+
+
+def test_an_event_wakes_a_function_and_its_reply_comes_back(release: Release, namespace: str):
+    hello = knative_service("hello", "dev.local/hello:1", scaling={"initial-scale": "0"})
+    apply(release, namespace, BROKER, hello, trigger("hello", "hello", type_="hello"))
+    for kind, name in (("broker", "default"), ("ksvc", "hello"), ("trigger", "hello")):
+        release.cluster.until(
+            lambda kind=kind, name=name: release.is_ready(kind, name, namespace), what=f"{kind} {name} is ready"
+        )
+    release.cluster.until(lambda: release.publish(namespace, "e1") == 202, what="the ingresses know the Broker")
+    release.cluster.until(lambda: release.explained("re-e1"), what="the reply is in the Broker")
+    (story,) = release.explained("e1")
+    assert [each["state"] for each in story["event"]["deliveries"]] == ["delivered"], story
+
+
+def test_a_name_in_the_cluster_leads_to_the_function(release: Release, namespace: str):
+    apply(release, namespace, knative_service("page", "dev.local/page:1"))
+    release.cluster.until(lambda: release.is_ready("ksvc", "page", namespace), what="page is ready")
+    made = release.cluster.get("service", "page", "-n", namespace)["spec"]
+    assert (made["type"], made["externalName"]) == ("ExternalName", "penstock-gateway.penstock.svc.cluster.local")
