@@ -1,8 +1,8 @@
 """A small broker process for tests and measurements: one Broker, its Triggers, a real log, a real listener.
 
-``python -m tests.support.broker_process <log> <port> <subscriber URL>...``: one Trigger for each URL, of uid
-``trigger-<n>``, which takes everything. The log is a file's path, or ``<redis URL>#<name>?<owner>``. Prints
-"ready <port>" once it takes events; drains on SIGTERM.
+``python -m tests.support.broker_process <roles> <log> <port> <subscriber URL>...``: one Trigger for each URL, of uid
+``trigger-<n>``, which takes everything. Roles are ``ingress``, ``dispatch``, or both with a comma. The log is a file's
+path, or ``<redis URL>#<name>?<owner>``. Prints "ready <port>" once it is there; drains on SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import uvloop
 
 from broker.log.redis.log import RedisLog
 from broker.log.sqlite import SqliteLog
-from broker.node import BrokerNode
+from broker.node import ROLES, BrokerNode
 from broker.resources import BROKER, DEFAULT_CLASS, TRIGGER
 from core.clock import SystemClock
 from core.control.memory import MemoryStore
@@ -61,7 +61,7 @@ def make_log(where: str) -> SqliteLog | RedisLog:
     return RedisLog(url, name=name, owner=owner)
 
 
-async def main(where: str, port: int, uris: list[str]) -> None:
+async def main(roles: str, where: str, port: int, uris: list[str]) -> None:
     log = make_log(where)
     await log.open()
     client = Client()
@@ -74,6 +74,7 @@ async def main(where: str, port: int, uris: list[str]) -> None:
         names=Names(),
         clock=SystemClock(),
         metrics=Metrics(),
+        roles=frozenset(role for role in ROLES if role in roles.split(",")),
     )
     server = HttpServer(node.handler)
     await node.start()
@@ -95,4 +96,4 @@ async def main(where: str, port: int, uris: list[str]) -> None:
 if __name__ == "__main__":
     gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(main(sys.argv[1], int(sys.argv[2]), sys.argv[3:]))
+        runner.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4:]))
