@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol
-
-import msgspec
+from typing import Final
 
 from broker.delivery import Decision, Done, Outcome, RetryAt, decide
-from broker.ledger import Attempt, Ledger, OutcomeName
-from broker.log.port import Entry, EventLog, Page, Record, Subscription
+from broker.ledger import Attempt, OutcomeName
+from broker.log.port import Entry, Page, Record, Subscription
+from broker.services import Services
 from broker.table import TriggerSpec
-from core.clock import Clock
 from core.errors import InvalidInput, PenstockError
 from core.events import CloudEvent, binary_head, dead_letter, from_http, is_event, to_structured
 from core.limits import MAX_REPLY_BYTES
-from core.net.names import Names, Target
-from core.net.types import Address, ConnectionLost, Headers, NetError, Response
+from core.net.names import Target
+from core.net.types import ConnectionLost, Headers, NetError, Response
 
-__all__ = ["TTL_ATTRIBUTE", "Dispatcher", "Sender", "Services"]
+__all__ = ["TTL_ATTRIBUTE", "Dispatcher"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,37 +47,6 @@ TTL_ATTRIBUTE: Final = "knativebrokerttl"
 _SENDS_REPLIES: Final = b"prefer: reply\r\n"
 
 
-class Sender(Protocol):
-    """What a dispatcher needs of `core.net.client.Client`."""
-
-    def fetch(  # noqa: PLR0913 - as the client has it
-        self,
-        address: Address,
-        method: bytes,
-        target: bytes,
-        headers: Headers,
-        body: bytes,
-        *,
-        timeout_s: float,
-        max_bytes: int,
-        then: Callable[[Response | NetError], None],
-        encoded_headers: bytes = b"",
-        tls: bool = False,
-    ) -> Callable[[], None]: ...
-
-
-class Services(msgspec.Struct, frozen=True, kw_only=True):
-    """What all dispatchers of a process share."""
-
-    log: EventLog
-    ledger: Ledger
-    client: Sender
-    names: Names
-    clock: Clock
-    rng: random.Random
-    count: Callable[[TriggerSpec, OutcomeName, float], None]
-
-
 class _Delivery:
     """One event on its way to one subscriber."""
 
@@ -98,7 +64,14 @@ class _Delivery:
         self.resent = False
 
     def answered(self, result: Response | NetError) -> None:
-        self.dispatcher.answered(self, result)
+        try:
+            self.dispatcher.answered(self, result)
+        except Exception as error:  # boundary: a fault of ours costs this attempt, and not the Trigger its window
+            logger.exception("what follows from an answer failed by a fault", extra={"facts": self.facts()})
+            self.dispatcher.failed(self, error)
+
+    def facts(self) -> dict[str, str | int]:
+        return {"trigger": self.dispatcher.trigger.key, "position": self.record.seq}
 
     def due(self) -> None:
         self.dispatcher.due(self)
@@ -330,12 +303,28 @@ class Dispatcher:
                 if self._target is None:
                     return
                 ready.popleft()
-                self._send(delivery, self._target, self._target_headers)
+                self._try(delivery, self._target, self._target_headers)
             elif self._sink is None:
                 self._letters.append(ready.popleft())
             else:
                 ready.popleft()
-                self._send(delivery, self._sink, self._sink_headers)
+                self._try(delivery, self._sink, self._sink_headers)
+
+    def _try(self, delivery: _Delivery, target: Target, headers: Headers) -> None:
+        try:
+            self._send(delivery, target, headers)
+        except Exception as error:  # boundary: as for an answer
+            logger.exception("an event could not be sent by a fault", extra={"facts": delivery.facts()})
+            self.failed(delivery, error)
+
+    def failed(self, delivery: _Delivery, error: Exception) -> None:
+        """An attempt ended by a fault of the platform's own: it counts as one that failed, so that others follow."""
+        # In a turn of its own: whoever sends is in the middle of it.
+        self._loop.call_soon(self._faulted, delivery, Outcome(0, error=f"the platform failed: {error!r}"))
+
+    def _faulted(self, delivery: _Delivery, outcome: Outcome) -> None:
+        if delivery in self._in_flight:
+            self._ended(delivery, outcome, b"")
 
     def _send(self, delivery: _Delivery, target: Target, headers: Headers) -> None:
         delivery.attempt += 1

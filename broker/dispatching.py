@@ -8,10 +8,10 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from broker.dispatch import Sender, Services
 from broker.fanout import Fanout
 from broker.ledger import OutcomeName
 from broker.log.port import LedgerLog
+from broker.services import Sender, Services
 from broker.table import Table, TriggerSpec, part_of
 from core.clock import Clock
 from core.errors import Unavailable

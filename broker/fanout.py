@@ -8,9 +8,10 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Final
 
-from broker.dispatch import Dispatcher, Services
+from broker.dispatch import Dispatcher
 from broker.filters import FilterIndex
 from broker.log.port import Record
+from broker.services import Services
 from broker.table import EMPTY, Table, TriggerSpec
 from core.errors import PenstockError
 

@@ -8,12 +8,12 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
-from broker.dispatch import Sender
 from broker.dispatching import Dispatching
 from broker.ingress import Ingress
 from broker.log.port import LedgerLog
 from broker.pages import Pages
 from broker.resources import BROKER, TRIGGER, class_of
+from broker.services import Sender
 from broker.table import TableBuilder
 from core.clock import Clock
 from core.control.cache import Follower, Observed

@@ -263,6 +263,9 @@ class TestLosingRedis:
         await control.run("CONFIG", "SET", "maxmemory", "1")
         with pytest.raises(LogFull, match="maxmemory"):
             await append(log, entry("refused"))
+        heard: list[str] = []
+        claim(log, "uid-2", "granted", heard)  # without deliveries no room would ever be made
+        await until(lambda: heard == ["granted"])
         subscription.ack(record.seq)
         await _patiently(log.flush)
         assert b'"open":[]' in await control.run("HGET", Keys("penstock").positions, "uid-1")

@@ -9,11 +9,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.dispatch import MAX_OUTSTANDING, PARALLELISM, Services
+from broker.dispatch import MAX_OUTSTANDING, PARALLELISM
 from broker.fanout import Fanout
 from broker.log.memory import MemoryLog
 from broker.log.port import Entry, Page, Record
 from broker.resources import BROKER
+from broker.services import Services
 from broker.table import TableBuilder
 from core.errors import PenstockError, Unavailable
 from core.events import CloudEvent, binary_head, from_http

@@ -4,10 +4,10 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from broker.dispatch import Services
 from broker.fanout import HANDOVER_S, Fanout
 from broker.log.memory import MemoryLog
 from broker.log.port import Entry, Record
+from broker.services import Services
 from broker.table import TableBuilder
 from core.errors import PenstockError
 from core.events import binary_head, from_http

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from broker.ledger import Attempt
 from broker.log.memory import MemoryLog
 from broker.log.port import Retention
 from broker.node import BrokerNode
@@ -198,27 +199,56 @@ def test_what_arrives_while_a_new_triggers_start_is_looked_for_is_delivered_to_i
     run_virtual(main())
 
 
-def test_a_trigger_that_cannot_take_an_event_keeps_it_from_no_other(caplog):
+def test_a_fault_in_sending_costs_that_trigger_an_attempt_and_nobody_else_anything(caplog):
     async def main() -> None:
         async with Running() as running:
-            reached = running.subscribers.fetch
+            reached, faults = running.subscribers.fetch, 2
 
             def fetch(*args: Any, **named: Any) -> Any:
-                if args[3] == [(b"host", b"broken.test")]:
+                nonlocal faults
+                if args[3] == [(b"host", b"broken.test")] and faults:
+                    faults -= 1
                     raise ValueError("a fault of ours")
                 return reached(*args, **named)
 
             running.subscribers.fetch = fetch
             await running.broker()
-            for name in ("broken", "fine"):
+            for name in ("broken", "fine", "also-fine"):
                 await running.trigger(name, f"http://{name}.test/")
-            for name in ("broken", "also-fine"):
-                await running.trigger(f"{name}-too", f"http://{name}.test/")
             await asyncio.sleep(1)
             assert (await running.send("e1")).status == 202
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.05)
             assert running.subscribers.ids("fine.test") == ["e1"]
             assert running.subscribers.ids("also-fine.test") == ["e1"]
+            assert running.subscribers.ids("broken.test") == []
+            await asyncio.sleep(5)
+            assert running.subscribers.ids("broken.test") == ["e1"]
+            tried = [attempt for attempt in running.log.attempts if attempt.outcome == "retrying"]
+            assert [attempt.reason for attempt in tried] == ["the platform failed: ValueError('a fault of ours')"] * 2
 
     run_virtual(main())
-    assert "a Trigger could not take an event" in caplog.text
+    assert "an event could not be sent by a fault" in caplog.text
+
+
+def test_a_fault_in_what_follows_an_answer_costs_an_attempt_too():
+    async def main() -> None:
+        async with Running() as running:
+            noted, faults = running.log.note, 1
+
+            def note(attempt: Attempt) -> None:
+                nonlocal faults
+                if faults:
+                    faults -= 1
+                    raise ValueError("a fault of ours")
+                noted(attempt)
+
+            running.log.note = note  # type: ignore[method-assign]
+            await running.broker()
+            trigger = await running.trigger("t")
+            await asyncio.sleep(1)
+            await running.send("e1")
+            await asyncio.sleep(5)
+            assert running.subscribers.ids(HERE) == ["e1", "e1"]
+            assert running.log.subscribe(trigger.meta.uid, "", "", 0).position().low_water == 1
+
+    run_virtual(main())

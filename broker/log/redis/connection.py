@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
@@ -22,10 +23,13 @@ __all__ = [
     "Connection",
     "Word",
     "ended",
+    "say_what_may_be_lost",
     "shown",
     "unavailable",
     "version_of",
 ]
+
+logger = logging.getLogger(__name__)
 
 #: An answer takes a disk's sync and less than a second on a busy machine; a server that is silent for longer is away.
 COMMAND_TIMEOUT_S: Final = 5.0
@@ -94,6 +98,28 @@ async def ended(tasks: Iterable[asyncio.Task[None]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
+
+
+async def say_what_may_be_lost(redis: Connection) -> None:
+    """Warn in the log where this server does less than an event log needs. Raises CONNECTION_ERRORS."""
+    commands = [("CONFIG", "GET", name) for name in ("appendonly", "appendfsync", "maxmemory-policy")]
+    answers = [answer[1] for answer in await redis.run_all(commands) if isinstance(answer, list) and answer]
+    if len(answers) < len(commands):
+        return  # a hosted Redis that does not tell
+    appendonly, sync, policy = answers
+    if appendonly != b"yes" or sync != b"always":
+        facts = {"appendonly": appendonly.decode(), "appendfsync": sync.decode()}
+        logger.warning(
+            "this Redis answers before an event is on disk; a crash of its machine loses the newest events. "
+            "Set appendonly yes and appendfsync always",
+            extra={"facts": facts},
+        )
+    if policy != b"noeviction":
+        facts = {"maxmemory-policy": policy.decode()}
+        logger.warning(
+            "this Redis may remove events when its memory is full. Set maxmemory-policy noeviction",
+            extra={"facts": facts},
+        )
 
 
 def unavailable(error: BaseException) -> Unavailable:

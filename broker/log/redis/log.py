@@ -41,6 +41,7 @@ from broker.log.redis.connection import (
     CONNECTION_ERRORS,
     Connection,
     ended,
+    say_what_may_be_lost,
     shown,
     unavailable,
     version_of,
@@ -178,27 +179,7 @@ class RedisLog:
             self._take_up(uid.decode(), stored)
         # A Redis that lost its newest writes must not give their positions again.
         self._last = max(int(seq or 0), *(held.through for held in self._subscriptions.values()), 0)
-        await self._say_what_may_be_lost()
-
-    async def _say_what_may_be_lost(self) -> None:
-        commands = [("CONFIG", "GET", name) for name in ("appendonly", "appendfsync", "maxmemory-policy")]
-        answers = [answer[1] for answer in await self._redis.run_all(commands) if isinstance(answer, list) and answer]
-        if len(answers) < len(commands):
-            return  # a hosted Redis that does not tell
-        appendonly, sync, policy = answers
-        if appendonly != b"yes" or sync != b"always":
-            facts = {"appendonly": appendonly.decode(), "appendfsync": sync.decode()}
-            logger.warning(
-                "this Redis answers before an event is on disk; a crash of its machine loses the newest events. "
-                "Set appendonly yes and appendfsync always",
-                extra={"facts": facts},
-            )
-        if policy != b"noeviction":
-            facts = {"maxmemory-policy": policy.decode()}
-            logger.warning(
-                "this Redis may remove events when its memory is full. Set maxmemory-policy noeviction",
-                extra={"facts": facts},
-            )
+        await say_what_may_be_lost(self._redis)
 
     # ---- EventLog
 
