@@ -338,3 +338,23 @@ def test_pods_and_services_go_on_while_the_api_server_is_away(here: Here) -> Non
     here.until(lambda: [one for one in here.ready_pods("web") if restarts(one) == 1], what="its status caught up")
     here.kubectl("delete", "deployment", "web")
     here.until(lambda: not here.get("pods"), what="the pods are gone")
+
+
+def test_a_container_runs_as_the_user_that_its_manifest_says_and_keeps_what_it_claims(here: Here) -> None:
+    context = {"runAsNonRoot": True, "runAsUser": 65532, "runAsGroup": 65532, "fsGroup": 2000}
+    claim = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+    here.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "kept"}, "spec": claim})
+    fields: dict[str, Any] = {"volumeMounts": [{"name": "kept", "mountPath": "/data"}]}
+    volumes = [{"name": "kept", "persistentVolumeClaim": {"claimName": "kept"}}]
+
+    def run(name: str, script: str) -> str:
+        main = container(script, **fields)
+        here.apply(pod(name, main, volumes=volumes, securityContext=context, restartPolicy="Never"))
+        here.ended(name)
+        return here.kubectl("logs", name)
+
+    said = run("first", "id -u; id -g; id -G; python -c 'import core'; echo written > /data/x; touch /etc/x || echo no")
+    assert said.splitlines()[:3] == ["65532", "65532", "65532 2000"]
+    assert said.endswith("no\n")
+    assert run("second", "cat /data/x") == "written\n"
+    here.until(lambda: here.get("pvc", "kept")["status"]["phase"] == "Bound", what="the claim is bound")

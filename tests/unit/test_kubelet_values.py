@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.kubelet.dns import answer
 from tests.support.kubelet.environment import ConfigError, References, command, environment, expand
+from tests.support.kubelet.identity import Identity, identity
+from tests.support.kubelet.images import Image
 from tests.support.kubelet.sandbox import Mount, root_script, shared_mounts
 from tests.support.kubelet.scheduling import place, quantity
 from tests.support.kubelet.services import Names, forwards, names, resolve
@@ -252,3 +254,26 @@ def answered(table: Names, name: str, kind: int) -> tuple[int, list[tuple[str, i
         records.append((".".join(owner), found, reply[at + 11 : at + 11 + size]))
         at += 11 + size
     return flags & 0xF, records
+
+
+@pytest.mark.parametrize(
+    ("whole", "own", "image", "who"),
+    [
+        pytest.param({}, {}, 0, Identity(), id="root unless somebody says otherwise"),
+        pytest.param({}, {}, 7, Identity(user=7), id="the image's user"),
+        pytest.param({"runAsUser": 8, "fsGroup": 9}, {}, 7, Identity(user=8, groups=(9,)), id="the pod's"),
+        pytest.param({"runAsUser": 8}, {"runAsUser": 0}, 7, Identity(), id="the container's own"),
+        pytest.param({"runAsNonRoot": True}, {}, 7, Identity(user=7), id="anybody but root"),
+    ],
+)
+def test_a_containers_user_is_the_nearest_that_is_said(
+    whole: dict[str, Any], own: dict[str, Any], image: int, who: Identity
+):
+    container = parse(Container, {"name": "c", "securityContext": own})
+
+    assert identity(pod(securityContext=whole), container, Image(pattern="*", user=image)) == who
+
+
+def test_a_container_that_must_not_be_root_and_would_be_is_refused():
+    with pytest.raises(ConfigError, match="runAsNonRoot"):
+        identity(pod(securityContext={"runAsNonRoot": True}), Container(name="c"), Image(pattern="*"))

@@ -37,7 +37,7 @@ SERVICE_RANGE: Final = "10.96.0.0/16"
 POD_RANGE: Final = "10.244.0.0/16"
 #: The first of SERVICE_RANGE: the API server's own Service, `kubernetes` in `default`.
 API_SERVICE: Final = "10.96.0.1"
-#: What clusters of Penstock rest on; the rest of the controllers (volumes, certificates, cron, cloud) only cost.
+#: What clusters of Penstock rest on; the rest of the controllers (certificates, cron, cloud) only cost.
 CONTROLLERS: Final = (
     "deployment-controller",
     "replicaset-controller",
@@ -58,6 +58,9 @@ CONTROLLERS: Final = (
     "taint-eviction-controller",
     "pod-garbage-collector-controller",
     "resourcequota-controller",
+    "persistentvolume-binder-controller",
+    "persistentvolumeclaim-protection-controller",
+    "persistentvolume-protection-controller",
 )
 
 

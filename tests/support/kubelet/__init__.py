@@ -8,6 +8,6 @@ All of it runs inside ``tests.support.netns``.
 `container`, `sandbox`, `volumes` and `probes` do the work, `logs` answers ``kubectl logs``. `network` is the other
 process: `services` is the table, `proxy` forwards to ready endpoints, `dns` answers.
 
-Not done: cgroups (no limit is enforced), ``kubectl exec`` and ``port-forward``, NodePorts, volumes that need a driver,
-other users than the one who runs the tests.
+Not done: cgroups (no limit is enforced), capabilities, NetworkPolicies, ``kubectl exec`` and ``port-forward``,
+NodePorts, volumes that need a driver (a claim is a folder). Users and groups are real where root runs the tests.
 """

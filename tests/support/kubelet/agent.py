@@ -18,6 +18,7 @@ import uvloop
 
 from tests.support.kubelet import logs
 from tests.support.kubelet.api import AWAY, Api, ApiError
+from tests.support.kubelet.claims import Claims
 from tests.support.kubelet.images import Images
 from tests.support.kubelet.nodes import NodeShape, heartbeat, register
 from tests.support.kubelet.pod import Machine, PodWorker
@@ -56,6 +57,7 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             group.create_task(api.follow("/api/v1/nodes", self._node_changed, self._nodes_synced))
             group.create_task(api.follow("/api/v1/pods", self._pod_changed, self._pods_synced))
+            group.create_task(Claims(api, self._machine.folder).run())
             group.create_task(self._schedule_pods())
             for name in self._names:
                 group.create_task(heartbeat(api, name))

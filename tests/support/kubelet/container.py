@@ -6,12 +6,14 @@ import asyncio
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.support.kubelet.sandbox import Mount, Sandbox, root_script, shared_mounts
+from tests.support.kubelet.identity import Identity
+from tests.support.kubelet.sandbox import Mount, Sandbox, closed_folders, root_script, shared_mounts
 from tests.support.kubelet.spec import Container
 
 __all__ = ["Process", "start"]
@@ -19,6 +21,8 @@ __all__ = ["Process", "start"]
 _NSENTER: Final = shutil.which("nsenter") or "/usr/bin/nsenter"
 _UNSHARE: Final = shutil.which("unshare") or "/usr/bin/unshare"
 _SHARED: Final = shared_mounts(Path("/proc/self/mountinfo").read_text())
+#: Where the checkout's Python and code are: in a home folder, often, which no container's user may enter.
+_OPENED: Final = closed_folders([sys.prefix, sys.base_prefix, str(Path.cwd())], _SHARED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,7 @@ class Process:
     number: int
     environment: Mapping[str, str]
     process: asyncio.subprocess.Process
+    identity: Identity
 
     @property
     def container_id(self) -> str:
@@ -53,7 +58,19 @@ class Process:
         """Run a command beside it, as an exec probe or hook does; its exit code."""
         if self.process.returncode is not None:
             return -1
-        enter = [_NSENTER, "--target", str(self.process.pid), "--mount", "--net", "--uts", "--root", "--wd", "--"]
+        become = [f"--setuid={self.identity.user}", f"--setgid={self.identity.group}"] if self.identity.user else []
+        enter = [
+            _NSENTER,
+            *become,
+            "--target",
+            str(self.process.pid),
+            "--mount",
+            "--net",
+            "--uts",
+            "--root",
+            "--wd",
+            "--",
+        ]
         beside = await asyncio.create_subprocess_exec(
             *enter,
             *command,
@@ -89,6 +106,7 @@ async def start(
     environment: Mapping[str, str],
     mounts: list[Mount],
     files: dict[str, Path],
+    identity: Identity,
 ) -> Process:
     """Start it; `folder` is the container's own, `log` is where its output goes, `number` counts its runs."""
     root = folder / f"root{number}"
@@ -102,10 +120,14 @@ async def start(
             files=files,
             shared=_SHARED,
             read_only=spec.security_context.read_only_root_filesystem,
+            identity=identity,
+            opened=_OPENED if identity.user else (),
         )
     )
     isolate = [_NSENTER, f"--net=/run/netns/{sandbox.name}", "--", _UNSHARE, "--mount", "--uts", "--"]
     with log.open("ab") as output:
+        # A container may open its own standard output again.
+        os.fchmod(output.fileno(), 0o666)
         process = await asyncio.create_subprocess_exec(
             *isolate,
             "/bin/sh",
@@ -119,4 +141,11 @@ async def start(
             stderr=output,
             start_new_session=True,
         )
-    return Process(spec=spec, address=sandbox.address, number=number, environment=environment, process=process)
+    return Process(
+        spec=spec,
+        address=sandbox.address,
+        number=number,
+        environment=environment,
+        process=process,
+        identity=identity,
+    )

@@ -19,6 +19,7 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}
     working_dir: str = "/"
+    user: int = 0
 
     @property
     def digest(self) -> str:

@@ -15,6 +15,7 @@ import aiohttp
 from tests.support.kubelet import container, volumes
 from tests.support.kubelet.api import AWAY, Api, ApiError
 from tests.support.kubelet.environment import ConfigError, References, command, decoded, environment, wanted
+from tests.support.kubelet.identity import ROOT, USERS_ALLOWED, identity
 from tests.support.kubelet.images import Image, Images
 from tests.support.kubelet.lifecycle import Ended, Life, Plan, State, all_containers, backoff_s, plan
 from tests.support.kubelet.probes import Verdict, attempt, judge
@@ -151,9 +152,12 @@ class PodWorker:
             "status.hostIP": self._machine.node_address,
         }
         if self._volumes is None:
-            self._volumes = await volumes.provide(api, pod, folder / "volumes", self._machine.folder / "claims", facts)
+            self._volumes = await volumes.provide(api, pod, folder / "volumes", self._machine.folder, facts)
         hostname = pod.spec.hostname or pod.metadata.name
-        base = {"PATH": _PATH, "HOSTNAME": hostname, "HOME": "/root"} | _SERVICE_VARIABLES | image.env
+        who = identity(pod, spec, image) if USERS_ALLOWED else ROOT
+        base = (
+            {"PATH": _PATH, "HOSTNAME": hostname, "HOME": "/" if who.user else "/root"} | _SERVICE_VARIABLES | image.env
+        )
         variables = environment(pod, spec, await self._references(spec), base, facts)
         words = command(spec, variables, image.entrypoint, image.args)
         if not words:
@@ -173,6 +177,7 @@ class PodWorker:
             environment=variables,
             mounts=volumes.mounts(spec, self._volumes),
             files=self._files(hostname),
+            identity=who,
         )
 
     def _files(self, hostname: str) -> dict[str, Path]:

@@ -7,10 +7,12 @@ import itertools
 import os
 import shlex
 import signal
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from tests.support.kubelet.identity import ROOT, Identity
 from tests.support.netns import BRIDGE, BRIDGE_ADDRESS
 
 __all__ = ["Mount", "Network", "Sandbox", "root_script"]
@@ -67,12 +69,20 @@ class Network:
 
 
 def root_script(
-    *, root: Path, hostname: str, mounts: list[Mount], files: dict[str, Path], shared: list[str], read_only: bool
+    *,
+    root: Path,
+    hostname: str,
+    mounts: list[Mount],
+    files: dict[str, Path],
+    shared: list[str],
+    read_only: bool,
+    identity: Identity = ROOT,
+    opened: Sequence[str] = (),
 ) -> str:
     """A shell script that makes the container's file system at `root`, and runs "$@" in it.
 
     It runs in a mount namespace of its own. $1 is the working directory. `files` are copied in; `shared` are the
-    machine's own file systems that it sees.
+    machine's own file systems that it sees, `opened` the folders that only root can enter there and everybody here.
     """
     top = root / "root"
     lines = [
@@ -82,6 +92,8 @@ def root_script(
         f"mkdir {_quoted(root / 'upper')} {_quoted(root / 'work')} {_quoted(top)}",
         f"mount -t overlay overlay -o lowerdir=/,upperdir={root / 'upper'},workdir={root / 'work'} {_quoted(top)}",
     ]
+    if opened:
+        lines.append(f"chmod a+rx {' '.join(_inside(top, path) for path in opened)}")
     lines += [f"mount --rbind {_quoted(path)} {_inside(top, path)}" for path in ("/proc", "/sys", "/dev", *shared)]
     for target, source in files.items():
         lines += [f"rm -f {_inside(top, target)}", f"cp {_quoted(source)} {_inside(top, target)}"]
@@ -95,7 +107,12 @@ def root_script(
             lines.append(f"mount -o remount,bind,ro {target}")
     if read_only:
         lines.append(f"mount -o remount,ro {_quoted(top)}")
-    lines.append(f'exec chroot {_quoted(top)} /bin/sh -c \'cd "$0" && exec "$@"\' "$@"')
+    become = f"--userspec={identity.user}:{identity.group}"
+    if identity.groups:
+        become += f" --groups={','.join(map(str, identity.groups))}"
+    lines.append(
+        f'exec chroot {become if identity != ROOT else ""} {_quoted(top)} /bin/sh -c \'cd "$0" && exec "$@"\' "$@"'
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -108,6 +125,13 @@ def shared_mounts(mountinfo: str) -> list[str]:
         if not any(point == one or point.startswith(one + "/") for one in outer):
             kept.append(point)
     return kept
+
+
+def closed_folders(wanted: Iterable[str], shared: Sequence[str]) -> list[str]:
+    """Those on the way to what is wanted that others than their owner cannot enter; `shared` stay as they are."""
+    ways = {str(way) for path in wanted for way in (Path(path), *Path(path).parents)}
+    ways = {way for way in ways if not any(way == one or way.startswith(one + "/") for one in shared)}
+    return sorted(way for way in ways if Path(way).is_dir() and Path(way).stat().st_mode & 0o005 != 0o005)
 
 
 async def _run(*command: str, given: str = "") -> str:

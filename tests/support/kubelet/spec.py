@@ -140,6 +140,17 @@ class VolumeMount(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 class SecurityContext(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     read_only_root_filesystem: bool = False
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    run_as_non_root: bool | None = None
+
+
+class PodSecurityContext(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    run_as_user: int | None = None
+    run_as_group: int | None = None
+    run_as_non_root: bool | None = None
+    fs_group: int | None = None
+    supplemental_groups: tuple[int, ...] = ()
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -293,6 +304,7 @@ class PodSpec(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     service_account_name: str = "default"
     termination_grace_period_seconds: int = 30
     hostname: str = ""
+    security_context: PodSecurityContext = PodSecurityContext()
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

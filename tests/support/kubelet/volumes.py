@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.kubelet.api import Api, ApiError
+from tests.support.kubelet.claims import claim_folder
 from tests.support.kubelet.environment import ConfigError, field_value
 from tests.support.kubelet.sandbox import Mount
 from tests.support.kubelet.spec import (
@@ -25,10 +26,10 @@ from tests.support.kubelet.spec import (
 __all__ = ["mounts", "provide"]
 
 
-async def provide(api: Api, pod: Pod, folder: Path, claims: Path, facts: Mapping[str, str]) -> dict[str, Path]:
+async def provide(api: Api, pod: Pod, folder: Path, state: Path, facts: Mapping[str, str]) -> dict[str, Path]:
     """Every volume's folder. Raises ConfigError where one refers to what does not exist yet."""
     return {
-        volume.name: await _volume(api, pod, volume, folder / volume.name, claims, facts) for volume in pod.spec.volumes
+        volume.name: await _volume(api, pod, volume, folder / volume.name, state, facts) for volume in pod.spec.volumes
     }
 
 
@@ -46,12 +47,14 @@ def mounts(container: Container, volumes: Mapping[str, Path]) -> list[Mount]:
     return result
 
 
-async def _volume(api: Api, pod: Pod, volume: Volume, folder: Path, claims: Path, facts: Mapping[str, str]) -> Path:
+async def _volume(api: Api, pod: Pod, volume: Volume, folder: Path, state: Path, facts: Mapping[str, str]) -> Path:
     if volume.host_path is not None:
         return Path(volume.host_path.path)
     if volume.persistent_volume_claim is not None:
-        folder = claims / pod.metadata.namespace / volume.persistent_volume_claim.claim_name
+        folder = claim_folder(state, pod.metadata.namespace, volume.persistent_volume_claim.claim_name)
     folder.mkdir(parents=True, exist_ok=True)
+    # Any user may write, whose group the manifest would have to say.
+    folder.chmod(0o777)
     files: dict[str, bytes] = {}
     if volume.config_map is not None:
         files = await _config_map(api, pod, volume.config_map)
