@@ -12,14 +12,15 @@ from core.control.leader import Election
 from core.net.client import Client
 from core.net.names import Names
 from core.resources import Key
-from core.resources.builtin import LEASE, WORKLOADS
+from core.resources.builtin import KINDS as BUILTIN_KINDS
+from core.resources.builtin import LEASE, SECRET, WORKLOADS
 from penstock.cluster.peers import PEER_KINDS, Peers
 from penstock.cluster.process import Frame
 from penstock.process import running
 from sources.checkpoints import SqliteCheckpoints
 from sources.factories import FACTORIES
 from sources.harness import SourceRunner
-from sources.resources import KINDS as SOURCE_KINDS
+from sources.kinds import KINDS as SOURCE_KINDS
 
 __all__ = ["LEASE_NAME", "compose"]
 
@@ -30,7 +31,8 @@ LEASE_NAME: Final = "penstock-sources"
 async def compose(frame: Frame) -> Callable[[], str]:
     """A candidate for the Lease; ready at once, as a control pod is."""
     settings = frame.settings
-    store = await frame.store((*PEER_KINDS, *SOURCE_KINDS, *WORKLOADS))
+    secrets = (kind for kind in BUILTIN_KINDS if kind.ref == SECRET)
+    store = await frame.store((*PEER_KINDS, *SOURCE_KINDS, *WORKLOADS, *secrets))
     peers = Peers(store, settings.release, routes=True, metrics=frame.metrics)
     client = Client(places=peers)
     frame.stack.push_async_callback(client.close)
