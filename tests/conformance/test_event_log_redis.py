@@ -183,7 +183,8 @@ class TestSharing(SharedLogSuite):
         await until(lambda: heard == ["first"])
         stale = first.subscribe("uid-1", BROKER, "default/one", 1)
         await first.flush()
-        await logs.redis.run("DEL", logs.keys.lease("uid-1"), logs.keys.members)  # as if their time were over
+        await ended([task for task in first._tasks if task.get_name() == "event log leases"])  # as if it slept,
+        await logs.redis.run("DEL", logs.keys.lease("uid-1"), logs.keys.members)  # and longer than its time
         claim(second, "uid-1", "second", heard)
         await until(lambda: "second" in heard)
         stale.skip(100)
