@@ -6,7 +6,7 @@ ends in a Conflict and not in the loss of somebody's change.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from core.control.lifecycle import same_json, wanted_body
@@ -15,7 +15,10 @@ from core.control.reconcile import Action, Apply, Delete, Outcome, View
 from core.errors import Conflict, NotFound
 from core.resources import Key, KindRef, OwnerReference, Resource
 
-__all__ = ["Execution", "merged"]
+__all__ = ["Execution", "OnStatus", "merged"]
+
+#: Called with a resource before and after its status was written.
+OnStatus = Callable[[Resource, Resource], None]
 
 
 def merged(current: Resource, wanted: Resource) -> Resource | None:
@@ -50,13 +53,21 @@ class Execution:
     """One Outcome being carried out for one resource.
 
     `written` is, per followed kind, the version that the cache must have seen to know of these writes, and of the newer
-    state that a Conflict came from.
+    state that a Conflict came from. `on_status` hears of the status that is written.
     """
 
-    __slots__ = ("_followed", "_latest", "_resource", "_store", "_view", "written")
+    __slots__ = ("_followed", "_latest", "_on_status", "_resource", "_store", "_view", "written")
 
-    def __init__(self, store: ResourceStore, view: View, followed: Collection[KindRef], resource: Resource) -> None:
+    def __init__(
+        self,
+        store: ResourceStore,
+        view: View,
+        followed: Collection[KindRef],
+        resource: Resource,
+        on_status: OnStatus | None = None,
+    ) -> None:
         self._store = store
+        self._on_status = on_status
         self._view = view
         self._resource = resource
         self._latest: dict[Key, Resource | None] = {resource.key: resource}
@@ -126,12 +137,15 @@ class Execution:
         if current is None or same_json(current.body.get("status"), status):
             return
         try:
-            self._wrote(await self._store.update_status(current.with_status(dict(status))))
+            written = await self._store.update_status(current.with_status(dict(status)))
         except NotFound:
             return
         except Conflict:
             await self._refresh(key)
             raise
+        self._wrote(written)
+        if self._on_status is not None:
+            self._on_status(current, written)
 
     async def _current(self, key: Key) -> Resource | None:
         if key in self._latest:

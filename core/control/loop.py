@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from core.clock import Clock
-from core.control.actions import Execution
+from core.control.actions import Execution, OnStatus
 from core.control.backoff import Backoff
 from core.control.cache import Follower, Observed
 from core.control.port import ResourceStore
@@ -49,7 +49,7 @@ class ControlLoop:
     """All reconcilers of a process over one store and one shared cache.
 
     `also_follow` names kinds that others (garbage collection, the autoscaler) read through `follower`; they `subscribe`
-    to it before `run`.
+    to it before `run`. `on_status` hears of every status that is written.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class ControlLoop:
         clock: Clock,
         *,
         also_follow: Iterable[KindRef] = (),
+        on_status: OnStatus | None = None,
         metrics: Metrics | None = None,
         rng: random.Random | None = None,
         limits: LoopLimits | None = None,
@@ -68,9 +69,10 @@ class ControlLoop:
         rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
         kinds = {kind for reconciler in reconcilers for kind in (reconciler.kind, *reconciler.related)}
         self.follower = Follower(store, kinds | set(also_follow), self._observe, rng=rng, metrics=metrics)
+        limits = limits or LoopLimits()
         self._lanes = [
-            _Lane(store, reconciler, clock, self.follower, metrics=metrics, rng=rng, limits=limits or LoopLimits())
-            for reconciler in reconcilers
+            _Lane(store, each, clock, self.follower, on_status=on_status, metrics=metrics, rng=rng, limits=limits)
+            for each in reconcilers
         ]
 
     async def run(self) -> None:
@@ -102,6 +104,7 @@ class _Lane:
         clock: Clock,
         view: Follower,
         *,
+        on_status: OnStatus | None,
         metrics: Metrics,
         rng: random.Random,
         limits: LoopLimits,
@@ -111,6 +114,7 @@ class _Lane:
         self._related = dict(reconciler.related)
         self._clock = clock
         self._view = view
+        self._on_status = on_status
         self._rng = rng
         self._backoff = limits.backoff
         self._failures: dict[Key, int] = {}
@@ -167,7 +171,7 @@ class _Lane:
             self._failures.pop(key, None)
             self._queue.done(key, again_in_s=None, written={})
             return
-        execution = Execution(self._store, self._view, self._view.kinds, resource)
+        execution = Execution(self._store, self._view, self._view.kinds, resource, self._on_status)
         now = asyncio.get_running_loop().time
         began = now()
         self._runs.value += 1

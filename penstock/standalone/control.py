@@ -12,12 +12,14 @@ from typing import Final
 from broker.app import create_router as broker_router
 from broker.reconcile import reconcilers as broker_reconcilers
 from core.clock import SystemClock
+from core.control.events import EventRecorder, EventSweeper
 from core.control.gc import GarbageCollector
 from core.control.loop import ControlLoop
 from core.control.reconcile import Reconciler
 from core.control.sqlite import SqliteStore
 from core.net.client import Client
 from core.net.names import Names
+from core.resources.builtin import EVENT
 from core.telemetry import Metrics
 from penstock.apiserver.app import create_app
 from penstock.apiserver.listener import serving
@@ -58,8 +60,14 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
         )
         await instances.start()
         stack.push_async_callback(_close, instances, ending)
+        recorder = EventRecorder(store, clock, "penstock-control", metrics=metrics)
         loop = ControlLoop(
-            store, _reconcilers(settings), clock, also_follow=(kind.ref for kind in kinds), metrics=metrics
+            store,
+            _reconcilers(settings),
+            clock,
+            also_follow=(kind.ref for kind in kinds if kind.ref != EVENT),
+            on_status=recorder.status_changed,
+            metrics=metrics,
         )
         collector = GarbageCollector(store, loop.follower, metrics=metrics)
         autoscaler = Autoscaler(
@@ -92,7 +100,14 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
         app = create_app(store=store, registry=kinds, clock=clock, metrics=metrics, extra_routers=routers)
         await stack.enter_async_context(serving(app, settings.api.socket(), drain_s=API_DRAIN_S))
         await stack.enter_async_context(
-            running(reconcile=loop.run(), collect=collector.run(), scale=autoscaler.run(), emit=sources.run())
+            running(
+                reconcile=loop.run(),
+                collect=collector.run(),
+                scale=autoscaler.run(),
+                emit=sources.run(),
+                record=recorder.run(),
+                sweep=EventSweeper(store, clock).run(),
+            )
         )
         yield
 

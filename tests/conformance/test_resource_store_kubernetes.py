@@ -13,12 +13,13 @@ from kubernetes.aio.client import ApiClient
 from core.clock import SystemClock
 from core.control import api
 from core.control.cache import Follower
+from core.control.events import EventRecorder, Note
 from core.control.kubernetes.connection import Cluster, ServiceAccount, connected, find_cluster
 from core.control.kubernetes.store import KubernetesStore
 from core.control.leader import Election, ElectionTimes
 from core.errors import InvalidInput, NotFound, Unavailable
 from core.resources import Key, Kind, KindRef, ObjectMeta, Resource
-from core.resources.builtin import CONFIG_MAP, KINDS, LEASE, NAMESPACE
+from core.resources.builtin import CONFIG_MAP, EVENT, KINDS, LEASE, NAMESPACE
 from tests.conformance.resource_store import (
     DEADLINE_S,
     GADGET,
@@ -228,6 +229,25 @@ async def test_a_lease_in_the_cluster_passes_from_one_candidate_to_the_next(stor
     running["two"].cancel()
     await asyncio.gather(running["two"], return_exceptions=True)
     assert not (await store.get(lease)).spec.get("holderIdentity")
+
+
+async def test_an_event_in_the_cluster_is_shown_by_kubectl_and_counted(
+    store: KubernetesStore, kubernetes: ClusterAccess
+):
+    recorder = EventRecorder(store, SystemClock(), "penstock-control")
+    recording = asyncio.create_task(recorder.run())
+    about = await store.create(gadget("told"))
+    start = (await store.list(EVENT)).version
+    async with contextlib.aclosing(store.watch(EVENT, start)) as watch:
+        for _ in range(2):
+            recorder.tell(about, Note("Warning", "NoSink", "The sink is missing."))
+        first, second = [change.resource for change in await take(watch, 2)]
+    assert first is not None
+    assert second is not None
+    assert (first.key, first.body["count"], second.body["count"]) == (second.key, 1, 2)
+    assert "NoSink" in kubectl(kubernetes, "describe", "gadgets.test.penstock.dev", "told")
+    recording.cancel()
+    await asyncio.gather(recording, return_exceptions=True)
 
 
 @pytest.mark.service("kubernetes", own=True)

@@ -113,6 +113,17 @@ def test_what_get_prints_can_be_applied_again(running):
     assert running.is_ready("trigger", "hello")
 
 
+def test_kubectl_describe_shows_what_became_of_a_resource(running):
+    def described(*words: str) -> str:
+        command = ["kubectl", "--kubeconfig", str(running.data / "kubeconfig"), "describe", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+
+    wait_until(lambda: "Warning  NotFound" in described("trigger", "early"), what="the Event is written")
+    ready = described("trigger", "hello").partition("Events:")[2]
+    assert "penstock-control" in ready
+    assert "Trigger is ready." in ready
+
+
 def test_describe_shows_a_service_with_its_url_traffic_and_revisions(running):
     told = running.penstock("describe", "ksvc", "hello").stdout
     url = running.get("ksvc", "hello")["status"]["url"]
@@ -257,7 +268,7 @@ def test_one_wrong_document_and_none_is_applied(running):
 def test_every_command_has_help_with_an_example(running):
     commands = re.findall(r"^  (\w+)  ", running.penstock("--help").stdout.partition("Commands:")[2], re.MULTILINE)
     assert set(commands) == {
-        "up", "apply", "get", "describe", "delete", "send", "events", "explain", "logs", "version",
+        "up", "apply", "get", "describe", "delete", "send", "events", "explain", "logs", "serve", "cluster", "version",
     }  # fmt: skip
     for command in commands:
         told = running.penstock(command, "-h").stdout
