@@ -174,9 +174,9 @@ class ApiStore:
                     raise
         raise AssertionError("the loop above returns or raises")
 
-    async def _newest(self, kind: KindRef) -> int:
+    async def _newest(self, kind: KindRef, namespace: str | None) -> int:
         """The version that the server is at."""
-        body = await self._transport.call("GET", self._collection(kind, None) + "?limit=1")
+        body = await self._transport.call("GET", self._collection(kind, namespace) + "?limit=1")
         try:
             return int(_LIST.decode(body).metadata.resource_version)
         except (msgspec.MsgspecError, ValueError) as error:

@@ -13,6 +13,7 @@ from typing import Final
 from broker.app import create_router as broker_router
 from broker.reconcile import reconcilers as broker_reconcilers
 from core.clock import SystemClock
+from core.control.events import EventRecorder
 from core.control.kubernetes.store import KubernetesStore
 from core.control.leader import Election
 from core.control.loop import ControlLoop
@@ -72,8 +73,14 @@ async def compose(frame: Frame) -> Callable[[], str]:
 async def _lead(frame: Frame, store: KubernetesStore, pod_logs: PodLogs) -> None:
     """All the work, until cancelled."""
     settings, clock, metrics = frame.settings, SystemClock(), frame.metrics
+    recorder = EventRecorder(store, clock, "penstock-control", metrics=metrics)
     loop = ControlLoop(
-        store, _reconcilers(settings), clock, also_follow=AUTOSCALER_FOLLOWS | PODS_FOLLOW, metrics=metrics
+        store,
+        _reconcilers(settings),
+        clock,
+        also_follow=AUTOSCALER_FOLLOWS | PODS_FOLLOW,
+        on_status=recorder.status_changed,
+        metrics=metrics,
     )
     instances = PodInstances(store=store, follower=loop.follower, logs=pod_logs)
     autoscaler = Autoscaler(
@@ -96,6 +103,7 @@ async def _lead(frame: Frame, store: KubernetesStore, pod_logs: PodLogs) -> None
         tasks.create_task(loop.run(), name="reconcile")
         tasks.create_task(instances.run(), name="instances")
         tasks.create_task(autoscaler.run(), name="scale")
+        tasks.create_task(recorder.run(), name="record")
 
 
 def _reconcilers(settings: Settings) -> tuple[Reconciler, ...]:

@@ -10,7 +10,6 @@ Kubernetes API with CustomResourceDefinitions".
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -22,12 +21,12 @@ from core.resources import Column, Kind
 from core.resources.builtin import KINDS as BUILTIN_KINDS
 from penstock.kinds import registry
 
-__all__ = ["FILES", "FOLDER", "RULES", "custom_kinds", "definition", "main", "webhook_rules", "written"]
+__all__ = ["FOLDER", "RULES", "custom_kinds", "definition", "main", "webhook_rules", "written"]
 
 #: Where the chart has its files, and below it the definitions and the webhooks' rules.
 FILES: Final = Path("charts/penstock/files")
-FOLDER: Final = Path("crds")
-RULES: Final = "webhook-rules.yaml"
+FOLDER: Final = FILES / "crds"
+RULES: Final = FILES / "webhook-rules.yaml"
 
 _KEEP: Final = {"x-kubernetes-preserve-unknown-fields": True}
 _PREFIX: Final = "#/"
@@ -96,12 +95,12 @@ def webhook_rules(kinds: Iterable[Kind]) -> list[dict[str, Any]]:
 
 
 def written(kinds: Iterable[Kind]) -> dict[Path, str]:
-    """The text of each file of the chart by its path."""
+    """The text of each file by its path in the project."""
     kinds = tuple(kinds)
     documents: dict[Path, Any] = {
         FOLDER / f"{kind.plural}.{kind.ref.group}.yaml": definition(kind) for kind in custom_kinds(kinds)
     }
-    documents[Path(RULES)] = webhook_rules(kinds)
+    documents[RULES] = webhook_rules(kinds)
     return {path: yaml.safe_dump(document, sort_keys=False, width=120) for path, document in documents.items()}
 
 
@@ -193,17 +192,17 @@ def _members(schema: dict[str, Any], components: dict[str, Any], within: tuple[s
     return members if values is False else {**members, **_KEEP}
 
 
-def main(files: Path = FILES) -> None:
-    """Write everything below `files`, and remove the definitions of kinds that are gone."""
-    folder = files / FOLDER
+def main(project: Path = Path()) -> None:
+    """Write everything into the chart of `project`, and remove the definitions of kinds that are gone."""
+    folder = project / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     texts = written(registry())
     for old in folder.glob("*.yaml"):
         if FOLDER / old.name not in texts:
             old.unlink()
     for path, text in texts.items():
-        (files / path).write_text(text)
+        (project / path).write_text(text)
 
 
 if __name__ == "__main__":
-    main(*(Path(argument) for argument in sys.argv[1:2]))
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,8 @@ from tests.support.document import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.service("kubernetes", own=True)]
 
+SETTLE_S = 30.0
+POLL_S = 0.05
 DEFINED = [f"crd/{kind.plural}.{kind.ref.group}" for kind in crds.custom_kinds(registry())]
 
 
@@ -25,8 +28,12 @@ DEFINED = [f"crd/{kind.plural}.{kind.ref.group}" for kind in crds.custom_kinds(r
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClusterAccess]:
     """A cluster of its own: kinds are the whole cluster's, and a chart installs them elsewhere."""
     with ControlPlane(tmp_path_factory.mktemp("crds")) as plane:
-        kubectl(plane.access, "apply", "-f", str(ROOT / crds.FILES / crds.FOLDER))
-        kubectl(plane.access, "wait", "--for=condition=Established", "--timeout=30s", *DEFINED)
+        kubectl(plane.access, "apply", "-f", str(ROOT / crds.FOLDER))
+        deadline_s = time.monotonic() + SETTLE_S
+        # Not `kubectl wait`: it gives up at a definition that has no conditions yet.
+        while not all(found.get("Established") == "True" for found in conditions(plane.access).values()):
+            assert time.monotonic() < deadline_s, conditions(plane.access)
+            time.sleep(POLL_S)
         yield plane.access
 
 
@@ -44,10 +51,19 @@ def kubectl(access: ClusterAccess, *words: str, given: str = "") -> str:
     return done.stdout
 
 
+def conditions(access: ClusterAccess) -> dict[str, dict[str, str]]:
+    """Of each definition the conditions' states by type."""
+    return {
+        item["metadata"]["name"]: {
+            condition["type"]: condition["status"] for condition in item["status"].get("conditions") or ()
+        }
+        for item in json.loads(kubectl(access, "get", *DEFINED, "-o", "json"))["items"]
+    }
+
+
 def test_every_definition_is_established_and_structural(cluster: ClusterAccess):
-    for item in json.loads(kubectl(cluster, "get", *DEFINED, "-o", "json"))["items"]:
-        conditions = {condition["type"]: condition["status"] for condition in item["status"]["conditions"]}
-        assert conditions == {"NamesAccepted": "True", "Established": "True"}, item["metadata"]["name"]
+    for name, found in conditions(cluster).items():
+        assert found == {"NamesAccepted": "True", "Established": "True"}, name
 
 
 def test_every_manifest_that_we_show_is_taken_under_strict_validation(cluster: ClusterAccess):

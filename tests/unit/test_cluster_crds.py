@@ -16,9 +16,8 @@ DEFINITIONS = [text for path, text in TEXTS.items() if path.parent == crds.FOLDE
 
 
 def test_the_charts_files_are_those_of_the_kinds():
-    files = ROOT / crds.FILES
-    held = {path.relative_to(files): path.read_text() for path in (files / crds.FOLDER).glob("*.yaml")}
-    held[Path(crds.RULES)] = (files / crds.RULES).read_text()
+    held = {crds.FOLDER / path.name: path.read_text() for path in (ROOT / crds.FOLDER).glob("*.yaml")}
+    held[crds.RULES] = (ROOT / crds.RULES).read_text()
     assert held == TEXTS, "run: python -m penstock.cluster.crds"
 
 
@@ -32,9 +31,7 @@ def test_writing_them_removes_those_of_kinds_that_are_gone(tmp_path: Path):
 
 def test_the_webhooks_are_asked_about_every_kind_and_no_status():
     asked = {
-        (rule["apiGroups"][0], plural)
-        for rule in yaml.safe_load(TEXTS[Path(crds.RULES)])
-        for plural in rule["resources"]
+        (rule["apiGroups"][0], plural) for rule in yaml.safe_load(TEXTS[crds.RULES]) for plural in rule["resources"]
     }
     assert asked == {(kind.ref.group, kind.plural) for kind in crds.custom_kinds(registry())}
 

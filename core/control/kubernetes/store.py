@@ -42,7 +42,7 @@ class KubernetesStore(ApiStore):
     async def watch(self, kind: KindRef, since: int, namespace: str | None = None) -> AsyncGenerator[Change, None]:
         # An API server asked for the future waits for it in silence. After its etcd was set back to a backup, that
         # would be until as many changes have been made again; so ask first where it is.
-        newest = await self._newest(kind)
+        newest = await self._newest(kind, namespace)
         if since > newest:
             raise set_back(since, newest)
         async with aclosing(super().watch(kind, since, namespace)) as changes:
