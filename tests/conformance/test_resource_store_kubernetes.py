@@ -17,7 +17,7 @@ from core.control.events import EventRecorder, Note
 from core.control.kubernetes.connection import Cluster, ServiceAccount, connected, find_cluster
 from core.control.kubernetes.store import KubernetesStore
 from core.control.leader import Election, ElectionTimes
-from core.errors import InvalidInput, NotFound, Unavailable
+from core.errors import Gone, InvalidInput, NotFound, Unavailable
 from core.resources import Key, Kind, KindRef, ObjectMeta, Resource
 from core.resources.builtin import CONFIG_MAP, EVENT, KINDS, LEASE, NAMESPACE
 from tests.conformance.resource_store import (
@@ -153,6 +153,11 @@ async def test_what_was_stored_without_defaults_is_read_with_them(client: ApiCli
         {"size": "large"},
         {"size": 1, "colour": "red"},
     ]
+
+
+async def test_a_watch_from_before_what_is_kept_is_refused(store: KubernetesStore):
+    with pytest.raises(Gone, match=r"[Ll]ist again"):
+        await take(store.watch(GADGET, 1), 1)
 
 
 async def test_managed_fields_are_left_to_the_server(store: KubernetesStore, kubernetes: ClusterAccess):

@@ -22,6 +22,10 @@ _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _HOST: Final = "KUBERNETES_SERVICE_HOST"
 _PORT: Final = "KUBERNETES_SERVICE_PORT"
 
+#: Open connections to the API server: each watch and each followed log holds one, and what is asked besides must never
+#: wait for one of them to end. (The client's own limit is 100.)
+_MAX_CONNECTIONS: Final = 1_024
+
 
 class ServiceAccount(msgspec.Struct, frozen=True, kw_only=True):
     """A pod's own way in: the API server, and the folder of its token and authority (``token``, ``ca.crt``)."""
@@ -58,6 +62,7 @@ async def connected(cluster: Cluster | ServiceAccount) -> AsyncIterator[ApiClien
             configuration = Configuration()
             context = cluster.context or None
             await load_kube_config(cluster.kubeconfig, context, configuration, persist_config=False)
+        configuration.connection_pool_maxsize = _MAX_CONNECTIONS
         client = ApiClient(configuration)
     except (ConfigException, OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         # The last three are how the package takes a document that is not a kubeconfig at all.
