@@ -156,6 +156,15 @@ _event_log = _options(
     show_default=True,
     help="What follows <service>.<namespace> in a Service's URL.",
 )
+@click.option(
+    "--webhook-certificates",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    metavar="FOLDER",
+    help="Answer the cluster's admission webhooks, with tls.crt and tls.key of this folder.",
+)
+@click.option(
+    "--webhook-port", type=click.IntRange(0, 65_535), default=8443, show_default=True, help="Where they are answered."
+)
 @_every_role
 def control(**told: Any) -> None:
     """Reconcile everything and scale functions, as the one replica that leads; the others wait to take over. The

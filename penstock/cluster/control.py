@@ -22,6 +22,7 @@ from core.resources import Key
 from core.resources.builtin import LEASE, WORKLOADS
 from penstock.apiserver.app import create_own_app
 from penstock.apiserver.listener import serving
+from penstock.apiserver.webhook import create_webhook, serving_webhook
 from penstock.cluster.eventlog import REMEDIES, classes, make_readers
 from penstock.cluster.leading import LeaderLabel
 from penstock.cluster.names import KIND as SERVICE_KIND
@@ -42,7 +43,7 @@ from serving.reconcile import reconcilers as serving_reconcilers
 from serving.scaling import ScalingSettings
 from sources.reconcile import reconcilers as source_reconcilers
 
-__all__ = ["LEASE_NAME", "compose"]
+__all__ = ["LEASE_NAME", "compose", "reconcilers_of"]
 
 #: The Lease in the release's namespace that one control pod holds.
 LEASE_NAME: Final = "penstock-control"
@@ -57,6 +58,12 @@ async def compose(frame: Frame) -> Callable[[], str]:
     store = await frame.store((*registry(), *WORKLOADS, SERVICE_KIND))
     pod_logs = ClusterPodLogs(await frame.api())
     label = LeaderLabel(store, namespace, settings.pod)
+    if settings.webhook_certificates is not None:
+        app = create_webhook(registry())
+        sock = frame.listen(settings.webhook_port)
+        await frame.stack.enter_async_context(
+            serving_webhook(app, sock, settings.webhook_certificates, drain_s=API_DRAIN_S)
+        )
 
     async def lead() -> None:
         label.set(True)
@@ -76,7 +83,7 @@ async def _lead(frame: Frame, store: KubernetesStore, pod_logs: PodLogs) -> None
     recorder = EventRecorder(store, clock, "penstock-control", metrics=metrics)
     loop = ControlLoop(
         store,
-        _reconcilers(settings),
+        reconcilers_of(settings),
         clock,
         also_follow=AUTOSCALER_FOLLOWS | PODS_FOLLOW,
         on_status=recorder.status_changed,
@@ -106,7 +113,7 @@ async def _lead(frame: Frame, store: KubernetesStore, pod_logs: PodLogs) -> None
         tasks.create_task(recorder.run(), name="record")
 
 
-def _reconcilers(settings: Settings) -> tuple[Reconciler, ...]:
+def reconcilers_of(settings: Settings) -> tuple[Reconciler, ...]:
     """Those of all planes, and the one that gives Routes their names in the cluster."""
     release = settings.release
     return (

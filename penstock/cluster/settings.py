@@ -12,6 +12,7 @@ __all__ = [
     "DEFAULT_CONTROL_PORT",
     "DEFAULT_PORT",
     "DEFAULT_SUFFIX",
+    "DEFAULT_WEBHOOK_PORT",
     "LogKind",
     "Release",
     "Settings",
@@ -21,6 +22,7 @@ LogKind = Literal["redis", "kafka"]
 
 DEFAULT_PORT: Final = 8080
 DEFAULT_CONTROL_PORT: Final = 8082
+DEFAULT_WEBHOOK_PORT: Final = 8443
 DEFAULT_ADMIN_PORT: Final = 9090
 #: A Service's URL before a domain is configured: the name that works inside the cluster.
 DEFAULT_SUFFIX: Final = ".svc.cluster.local"
@@ -60,7 +62,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     `pod` is its pod's name, which no other living process has. `notice_s` is for how long it still serves after it was
     asked to end: until then every client and proxy has heard of it. `kubeconfig` "" means the pod's own account.
-    `url_suffix` follows ``<service>.<namespace>`` in a Service's URL.
+    `url_suffix` follows ``<service>.<namespace>`` in a Service's URL. Without `webhook_certificates` (a folder with
+    ``tls.crt`` and ``tls.key``) there are no admission webhooks.
     """
 
     role: str
@@ -69,11 +72,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     host: str = "0.0.0.0"  # noqa: S104 - a pod's own network, which NetworkPolicies close
     port: int = DEFAULT_PORT
     control_port: int = DEFAULT_CONTROL_PORT
+    webhook_port: int = DEFAULT_WEBHOOK_PORT
     admin_port: int = DEFAULT_ADMIN_PORT
     notice_s: float = 5.0
     drain_s: float = 25.0
     kubeconfig: str = ""
     event_log: EventLogSettings = EventLogSettings()
     url_suffix: str = DEFAULT_SUFFIX
+    webhook_certificates: Path | None = None
     data: Path = Path("/data")
     log_level: str = "INFO"

@@ -13,10 +13,11 @@ from core.net.client import Client
 from core.net.names import Names
 from core.resources import Key
 from core.resources.builtin import KINDS as BUILTIN_KINDS
-from core.resources.builtin import LEASE, SECRET, WORKLOADS
-from penstock.cluster.peers import PEER_KINDS, Peers
+from core.resources.builtin import LEASE, WORKLOADS
+from penstock.cluster.peers import Peers
 from penstock.cluster.process import Frame
 from penstock.process import running
+from serving.resources import KINDS as SERVING_KINDS
 from sources.checkpoints import SqliteCheckpoints
 from sources.factories import FACTORIES
 from sources.harness import SourceRunner
@@ -31,8 +32,7 @@ LEASE_NAME: Final = "penstock-sources"
 async def compose(frame: Frame) -> Callable[[], str]:
     """A candidate for the Lease; ready at once, as a control pod is."""
     settings = frame.settings
-    secrets = (kind for kind in BUILTIN_KINDS if kind.ref == SECRET)
-    store = await frame.store((*PEER_KINDS, *SOURCE_KINDS, *WORKLOADS, *secrets))
+    store = await frame.store((*BUILTIN_KINDS, *WORKLOADS, *SERVING_KINDS, *SOURCE_KINDS))
     peers = Peers(store, settings.release, routes=True, metrics=frame.metrics)
     client = Client(places=peers)
     frame.stack.push_async_callback(client.close)

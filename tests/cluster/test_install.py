@@ -82,3 +82,15 @@ def test_a_name_in_the_cluster_leads_to_the_function(release: Release, namespace
     release.cluster.until(lambda: release.is_ready("ksvc", "page", namespace), what="page is ready")
     made = release.cluster.get("service", "page", "-n", namespace)["spec"]
     assert (made["type"], made["externalName"]) == ("ExternalName", "penstock-gateway.penstock.svc.cluster.local")
+
+
+def test_a_change_that_breaks_a_rule_is_refused_before_it_is_stored(release: Release, namespace: str):
+    broken = trigger("broken", "hello")
+    broken["spec"]["delivery"] = {"retry": -1, "backoffDelay": "soon"}
+    words = ("apply", "-n", namespace, "-f", "-")
+    said = release.cluster.kubectl(*words, given=broken, check=False)
+    assert "spec.delivery.retry" in said
+    assert "spec.delivery.backoffDelay" in said
+    apply(release, namespace, BROKER)
+    made = release.cluster.get("broker", "default", "-n", namespace)
+    assert made["metadata"]["annotations"]["eventing.knative.dev/broker.class"] == "Penstock", "its default is stored"

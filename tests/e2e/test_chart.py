@@ -12,11 +12,16 @@ import yaml
 
 from broker.node import FOLLOWED as BROKER_FOLLOWS
 from core.resources import KindRef
-from core.resources.builtin import ENDPOINT_SLICE, LEASE, WORKLOADS
-from penstock.cluster.crds import FILES, FOLDER
+from core.resources.builtin import DEPLOYMENT, ENDPOINT_SLICE, EVENT, LEASE, POD, WORKLOADS
+from penstock.cluster.control import reconcilers_of
+from penstock.cluster.names import KIND as CLUSTER_SERVICE_KIND
+from penstock.cluster.names import SERVICE as CLUSTER_SERVICE
+from penstock.cluster.settings import Settings
 from penstock.kinds import registry
+from serving.autoscaler import FOLLOWED as AUTOSCALER_FOLLOWS
+from serving.instances.kubernetes.pods import FOLLOWED as PODS_FOLLOW
 from serving.node import FOLLOWED as GATEWAY_FOLLOWS
-from serving.resources import ROUTE
+from serving.resources import CONFIGURATION, POD_AUTOSCALER, REVISION, ROUTE, SERVICE
 from sources.factories import FACTORIES
 from tests.support import chart
 from tests.support.controlplane.access import ClusterAccess
@@ -24,8 +29,20 @@ from tests.support.controlplane.access import ClusterAccess
 pytestmark = [pytest.mark.e2e, pytest.mark.service("kubernetes")]
 
 ROLES = ("broker-ingress", "control", "dispatcher", "gateway", "sources")
-PLURALS = {kind.ref: kind.plural for kind in (*registry(), *WORKLOADS)}
+PLURALS = {kind.ref: kind.plural for kind in (*registry(), *WORKLOADS, CLUSTER_SERVICE_KIND)}
 Right = tuple[str, str, str]
+#: What control makes, and ends; the rest that is made is collected with its owner.
+MADE = {
+    CONFIGURATION: ("create", "update"),
+    ROUTE: ("create", "update"),
+    REVISION: ("create", "update", "delete"),
+    POD_AUTOSCALER: ("create", "update"),
+    DEPLOYMENT: ("create", "update"),
+    POD: ("update", "delete"),
+    ENDPOINT_SLICE: ("create", "update", "delete"),
+    CLUSTER_SERVICE: ("create", "update", "delete"),
+    EVENT: ("create", "update"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +123,7 @@ def test_it_brings_the_definition_of_every_kind_and_keeps_it_at_the_end():
     made = chart.documents(chart.render("redis.install=true"))
     definitions = [each for each in made if each["kind"] == "CustomResourceDefinition"]
     assert {each["metadata"]["name"] for each in definitions} == {
-        path.name.removesuffix(".yaml") for path in (chart.ROOT / FILES / FOLDER).iterdir()
+        path.name.removesuffix(".yaml") for path in (chart.CHART / "files/crds").iterdir()
     }
     assert {each["metadata"]["annotations"]["helm.sh/resource-policy"] for each in definitions} == {"keep"}
 
@@ -201,14 +218,28 @@ def test_a_dispatcher_reads_what_it_follows_and_where_its_peers_are(base: list[d
 def test_sources_read_their_kinds_and_write_their_status(base: list[dict[str, Any]]):
     statuses = {(f"{PLURALS[kind]}/status.{kind.group}", "update", "") for kind in FACTORIES}
     expected = reading((*FACTORIES, ROUTE)) | statuses | reading((ENDPOINT_SLICE,), "penstock") | leading()
-    assert rights(base, "sources") == expected
+    assert rights(base, "sources") == expected | {("secrets.", "get", "")}
 
 
-def test_nobody_reads_secrets_or_may_do_everything(base: list[dict[str, Any]]):
-    for role in ROLES:
-        for resource, verb, _ in rights(base, role):
-            assert not resource.startswith("secrets"), role
-            assert "*" not in resource + verb, role
+def test_control_reads_what_it_reconciles_and_writes_what_it_makes(base: list[dict[str, Any]]):
+    reconcilers = reconcilers_of(Settings(role="control", pod="control-1"))
+    followed = {kind for each in reconcilers for kind in (each.kind, *each.related)} | AUTOSCALER_FOLLOWS | PODS_FOLLOW
+    # The autoscaler writes PodAutoscalers' status; a Route's has one writer, and its names have none.
+    told = {each.kind for each in reconcilers} | {POD_AUTOSCALER}
+    owners = (SERVICE, ROUTE, CONFIGURATION, REVISION)
+    expected = reading(followed) | leading() | {("pods.", verb, "penstock") for verb in ("get", "update")}
+    expected |= {(f"{PLURALS[kind]}/status.{kind.group}", "update", "") for kind in told}
+    expected |= {(f"{PLURALS[kind]}/finalizers.{kind.group}", "update", "") for kind in owners}
+    expected |= {(f"{PLURALS[kind]}.{kind.group}", verb, "") for kind, verbs in MADE.items() for verb in verbs}
+    assert rights(base, "control") == expected | {("pods/log.", "get", "")}
+
+
+def test_only_sources_read_secrets_each_by_its_name_and_nobody_may_do_everything(base: list[dict[str, Any]]):
+    found = {(role, *right) for role in ROLES for right in rights(base, role)}
+    assert {each for each in found if each[1].startswith("secrets")} == {("sources", "secrets.", "get", "")}
+    assert not [each for each in found if "*" in each[1] + each[2]]
+    without = chart.documents(chart.render(*chart.BASE, "sources.readSecrets=false"))
+    assert not [right for right in rights(without, "sources") if right[0].startswith("secrets")]
 
 
 # ---- a real API server

@@ -7,6 +7,7 @@ against it, so that a reader sees what a value does.
 from __future__ import annotations
 
 import difflib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +26,9 @@ FOLDER: Final = ROOT / "tests/e2e/snapshots/chart"
 KUBERNETES: Final = "1.34.0"
 
 #: The values that all cases share: the smallest with which the chart installs. The definitions of kinds have tests of
-#: their own.
-BASE: Final = ("redis.install=true", "crds.install=false")
+#: their own, and the webhooks' certificate is another one each time.
+BASE: Final = ("redis.install=true", "crds.install=false", "webhook.enabled=false")
+_HUNK: Final = re.compile(r"^@@ -(\d+).*@@")
 _AFFINITY: Final = "gateway.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution"
 _REQUIRED: Final = f"{_AFFINITY}.nodeSelectorTerms[0].matchExpressions[0]"
 #: By name, what is set instead of (`BASE`'s redis.install) or beside it.
@@ -56,6 +58,7 @@ CASES: Final[dict[str, tuple[str, ...]]] = {
         "image.pullPolicy=Always",
         "imagePullSecrets[0].name=registry",
     ),
+    "webhook": ("webhook.enabled=true", "webhook.existingSecret=mine", "webhook.caBundle=Q0E="),
     "domain": ("domain.suffix=.apps.example.com",),
     "load-balancer": (
         "gateway.service.type=LoadBalancer",
@@ -119,8 +122,17 @@ def snapshot(name: str) -> str:
     if name == "base":
         return base
     changed = render(*BASE, *CASES[name])
-    lines = difflib.unified_diff(base.splitlines(keepends=True), changed.splitlines(keepends=True), "base", name, n=2)
-    return "".join(lines)
+    before, after = base.splitlines(keepends=True), changed.splitlines(keepends=True)
+    lines = list(difflib.unified_diff(before, after, "base", name, n=2))
+    return "".join(_HUNK.sub(lambda hunk: f"@@ {_place(before, int(hunk[1]))} @@", line) for line in lines)
+
+
+def _place(lines: list[str], number: int) -> str:
+    """The manifest that a line is in. Numbers of lines would change with whatever changes above."""
+    begins = max((index for index in range(number) if lines[index] == "---\n"), default=0)
+    ends = next((index for index in range(begins + 1, len(lines)) if lines[index] == "---\n"), len(lines))
+    (document,) = documents("".join(lines[begins:ends])) or ({"kind": "", "metadata": {"name": ""}},)
+    return f"{document['kind']} {document['metadata']['name']}"
 
 
 def snapshot_path(name: str) -> Path:

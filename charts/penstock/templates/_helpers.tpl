@@ -83,6 +83,11 @@ redis://{{ include "penstock.fullname" . }}-redis.{{ .Release.Namespace }}.svc:6
 {{- end }}
 {{- end -}}
 
+{{/* The Secret with the webhooks' certificate. */}}
+{{- define "penstock.webhookSecret" -}}
+{{- .Values.webhook.existingSecret | default (printf "%s-webhook-tls" (include "penstock.fullname" .)) -}}
+{{- end -}}
+
 {{- define "penstock.podSecurity" -}}
 runAsNonRoot: true
 runAsUser: 65532
@@ -101,7 +106,7 @@ capabilities:
 
 {{/*
 A role's Deployment. Takes root, component (its name), role (of `penstock cluster`), values (its part of the values),
-port (0 for none), log (whether it reads or writes events), arguments, volumes and mounts (YAML, or "").
+port (0 for none), log (whether it reads or writes events), arguments, ports, volumes and mounts (YAML, or "").
 */}}
 {{- define "penstock.deployment" -}}
 {{- $notice := .values.noticeSeconds | default 0 | int -}}
@@ -190,6 +195,9 @@ spec:
             {{- if .port }}
             - name: http
               containerPort: {{ .port }}
+            {{- end }}
+            {{- with .ports }}
+            {{- . | nindent 12 }}
             {{- end }}
             - name: admin
               containerPort: 9090
