@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.log.encoding import arrival_of, decode_record, encode_entry
 from broker.log.port import Entry, Position, Record, Subscription
 from broker.log.redis.batch import Batch, other_commands
 from broker.log.redis.connection import shown, version_of
-from broker.log.redis.layout import Keys, arrival_of, decode_kept, decode_record, encode_entry, encode_kept
+from broker.log.redis.layout import Keys, decode_kept, encode_kept
 from core.errors import Corrupt
 from core.events import CloudEvent, binary_head
 from penstock.standalone.eventlog import log_name

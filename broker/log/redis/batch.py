@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from broker.ledger import UNDELIVERED, Attempt
+from broker.log.encoding import encode_attempt, encode_entry
 from broker.log.port import MAX_PENDING_NOTES, Appended, Entry, Subscription
 from broker.log.redis.connection import Word
-from broker.log.redis.layout import Keys, encode_attempt, encode_entry, encode_kept
+from broker.log.redis.layout import Keys, encode_kept
 from broker.log.redis.scripts import APPEND, KEEP, RELEASE
 
 __all__ = ["Batch", "append_command", "other_commands"]

@@ -12,19 +12,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from broker.ledger import Attempt
+from broker.log.encoding import arrival_of, decode_attempt, decode_record, id_hash
 from broker.log.port import Position
 from broker.log.query import MAX_SCANNED, Delivery, Found, Slice, wanted_brokers
 from broker.log.redis.connection import COMMAND_TIMEOUT_S, CONNECTION_ERRORS
-from broker.log.redis.layout import (
-    Keys,
-    arrival_of,
-    decode_attempt,
-    decode_kept,
-    decode_record,
-    id_hash,
-    seq_of,
-    stream_id,
-)
+from broker.log.redis.layout import Keys, decode_kept, seq_of, stream_id
 from core.errors import Corrupt, Unavailable
 
 __all__ = ["RedisReader"]

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
+from broker.log.encoding import decode_record
 from broker.log.port import Page, Record
 from broker.log.redis.connection import Connection
-from broker.log.redis.layout import Keys, decode_record, seq_of, stream_id
+from broker.log.redis.layout import Keys, seq_of, stream_id
 from broker.log.redis.scripts import READ, SEEK
 from core.errors import Corrupt
 
