@@ -1,7 +1,7 @@
 """The EventLog port: durable append, read from a position, positions per subscription, seek by time, retention.
 
-Every adapter (SQLite, Redis, the in-memory fake) passes `tests/conformance/event_log.py`. What is called for every
-event is callbacks on the event loop's thread and makes no task; what is called now and then is a coroutine.
+Every adapter (SQLite, Redis, Kafka, the in-memory fake) passes `tests/conformance/event_log.py`. What is called for
+every event is callbacks on the event loop's thread and makes no task; what is called now and then is a coroutine.
 """
 
 from __future__ import annotations
@@ -113,8 +113,9 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     """How long events are kept. Sizes in bytes, times in seconds.
 
     An event goes once every subscription of its Broker is done with it and it is older than `max_age_s`, or the log is
-    larger than `max_bytes`. Events that could not be delivered stay for `undelivered_age_s`. Beyond `full_bytes` new
-    events are refused: what waits for a subscriber that is gone must not fill the disk.
+    larger than `max_bytes`. Events that could not be delivered stay for `undelivered_age_s`; a log that is removed only
+    from its beginning keeps them, and what came after them, while it is no larger than `max_bytes`. Beyond `full_bytes`
+    new events are refused: what waits for a subscriber that is gone must not fill the disk.
     """
 
     max_age_s: float = 7 * 86_400.0

@@ -131,6 +131,7 @@ class SharedLogSuite:
         claim(first, "uid-1", "first", heard)
         await until(lambda: heard == ["first"])
         claim(second, "uid-1", "second", heard)
+        await append(first, *(entry(name) for name in "abcde"))
         subscription = first.subscribe("uid-1", BROKER, "default/one", 0)
         subscription.take(3)
         subscription.take(5)
@@ -166,6 +167,7 @@ class SharedLogSuite:
         sharing = Sharing(2)
         first = sharing.join(await processes.start("first"))
         await sharing.even(2)
+        await append(first.log, *(entry(str(n)) for n in range(21)))
         for n, uid in enumerate(sharing.uids):
             held = first.log.subscribe(uid, BROKER, uid, 0)
             held.take(10 + n)

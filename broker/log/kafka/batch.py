@@ -1,0 +1,111 @@
+"""What waits for the next round trip to Kafka, and the batches of records that it becomes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from broker.ledger import UNDELIVERED, Attempt
+from broker.log.encoding import encode_attempt, encode_entry
+from broker.log.kafka.layout import (
+    Pair,
+    Said,
+    Topics,
+    encode_batch,
+    encode_dropped,
+    encode_kept,
+    encode_said,
+    member_key,
+    position_key,
+    undelivered_key,
+)
+from broker.log.port import MAX_PENDING_NOTES, Appended, Entry, Subscription
+
+__all__ = ["BATCH_BYTES", "BATCH_EVENTS", "BATCH_NOTES", "Batch", "payloads"]
+
+#: Of one round trip; a batch is one record set to Kafka, whose largest size the topic limits (`topics.py`).
+BATCH_EVENTS: Final = 2048
+BATCH_BYTES: Final = 1024 * 1024
+BATCH_NOTES: Final = 4096
+
+
+class Batch:
+    """Events, ledger rows, subscriptions whose position moved or was dropped, and whether this process says what it
+    has; who waits for that is in `speakers`."""
+
+    __slots__ = ("dirty", "dropped", "events", "notes", "says", "speakers")
+
+    def __init__(self) -> None:
+        self.events: deque[tuple[Entry, Appended]] = deque()
+        self.notes: deque[Attempt] = deque()
+        self.dirty: dict[str, Subscription] = {}
+        self.dropped: dict[str, Subscription] = {}
+        self.says = False
+        self.speakers: list[asyncio.Future[int]] = []
+
+    @property
+    def empty(self) -> bool:
+        return not (self.events or self.notes or self.has_state)
+
+    @property
+    def has_state(self) -> bool:
+        return bool(self.dirty or self.dropped or self.says)
+
+    def take(self, *, positions: bool) -> Batch:
+        """The next round trip's share of it; without `positions` those wait."""
+        taken = Batch()
+        size = 0
+        while self.events and len(taken.events) < BATCH_EVENTS and size < BATCH_BYTES:
+            event = self.events.popleft()
+            size += len(event[0].head) + len(event[0].data)
+            taken.events.append(event)
+        while self.notes and len(taken.notes) < BATCH_NOTES:
+            taken.notes.append(self.notes.popleft())
+        if positions or self.says:  # before a subscription is given back, its position is kept
+            taken.dirty, self.dirty = self.dirty, {}
+            taken.dropped, self.dropped = self.dropped, {}
+            taken.says, self.says = self.says, False
+            taken.speakers, self.speakers = self.speakers, []
+        return taken
+
+    def put_back_notes(self, notes: deque[Attempt]) -> None:
+        notes.extend(self.notes)
+        while len(notes) > MAX_PENDING_NOTES:
+            notes.popleft()
+        self.notes = notes
+
+    def put_back_state(self, refused: Batch) -> None:
+        """What was refused, before what came since. Who spoke is told, and speaks again."""
+        # A subscription of this uid that was made or dropped since says what holds now.
+        again = {uid: held for uid, held in refused.dirty.items() if uid not in self.dropped}
+        self.dirty = {**again, **self.dirty}
+        self.dropped = {**refused.dropped, **self.dropped}
+        self.says = self.says or refused.says
+
+
+def payloads(
+    topics: Topics, owner: str, batch: Batch, token: Callable[[str], int], statement: Callable[[], Said]
+) -> tuple[dict[str, bytes], int]:
+    """A batch of records for each topic that gets some, and how many the state topic gets; what is said is its last.
+    `token` is a subscription's fencing token."""
+    made = {}
+    if batch.events:
+        made[topics.events] = encode_batch(
+            (entry.broker.encode(), encode_entry(entry), int(entry.at * 1000)) for entry, _ in batch.events
+        )
+    if batch.notes:
+        made[topics.ledger] = encode_batch((None, encode_attempt(note), 0) for note in batch.notes)
+    state: list[Pair] = []
+    # Before positions: a subscription may have been dropped and made again.
+    state += ((position_key(uid), encode_dropped(held.broker, held.name), 0) for uid, held in batch.dropped.items())
+    for uid, held in batch.dirty.items():
+        state.append((position_key(uid), encode_kept(token(uid), held.broker, held.name, held.snapshot()), 0))
+    undelivered = {note.seq for note in batch.notes if note.outcome in UNDELIVERED}
+    state += ((undelivered_key(seq), b"", 0) for seq in sorted(undelivered))
+    if batch.says:  # after positions: then they may be taken over
+        state.append((member_key(owner), encode_said(statement()), 0))
+    if state:
+        made[topics.state] = encode_batch(state)
+    return made, len(state)

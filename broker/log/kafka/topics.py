@@ -1,0 +1,103 @@
+"""The log's topics: made as they have to be, where they are not there yet."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Final
+
+from aiokafka.errors import ClusterAuthorizationFailedError, TopicAlreadyExistsError, TopicAuthorizationFailedError
+
+from broker.log.kafka.connection import Connection
+from broker.log.kafka.layout import Topics
+from broker.log.port import Retention
+from core.errors import Unavailable
+
+__all__ = ["MAX_BATCH_BYTES", "ensure"]
+
+logger = logging.getLogger(__name__)
+
+#: Enough to lose one and go on writing.
+REPLICAS: Final = 3
+#: What a topic of ours takes in one batch: the log's batches end at a quarter of it, with an event more.
+MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
+#: Kafka frees room a segment at a time.
+SEGMENTS: Final = 16
+#: Kafka's smallest permitted segment is far below.
+MIN_SEGMENT_BYTES: Final = 1024 * 1024
+#: What was superseded is removed no sooner: several times a lease, see `state.py`.
+COMPACT_AFTER_S: Final = 60
+#: A process that starts reads what was not compacted yet.
+STATE_SEGMENT_S: Final = 120
+STATE_SEGMENT_BYTES: Final = 16 * 1024 * 1024
+
+
+async def ensure(connection: Connection, topics: Topics, retention: Retention) -> None:
+    """Make those that are missing, and learn who leads them. Raises Unavailable, and CONNECTION_ERRORS."""
+    wanted = {
+        topics.events: _events(retention),
+        topics.ledger: _ledger(retention),
+        topics.state: _state(),
+    }
+    there = await connection.topics()
+    for topic, settings in wanted.items():
+        if topic not in there:
+            await _make(connection, topic, settings)
+        elif there[topic] != 1:
+            raise Unavailable(
+                f"Kafka's topic {topic} has {there[topic]} partitions; the event log needs one. Remove it, and the log "
+                "makes it anew."
+            )
+    await connection.know(wanted)
+
+
+async def _make(connection: Connection, topic: str, settings: dict[str, str]) -> None:
+    replicas = min(REPLICAS, max(await connection.brokers(), 1))
+    logger.info("a topic is made in Kafka", extra={"facts": {"topic": topic, "replicas": replicas}})
+    settings = settings | {"min.insync.replicas": str(max(replicas - 1, 1))}
+    try:
+        with contextlib.suppress(TopicAlreadyExistsError):  # another process was faster
+            await connection.create(topic, replicas, settings)
+    except (TopicAuthorizationFailedError, ClusterAuthorizationFailedError) as error:
+        shown = " ".join(f"--config {name}={value}" for name, value in settings.items())
+        raise Unavailable(
+            f"Kafka does not let the event log make its topic {topic}. Make it with one partition and {shown}."
+        ) from error
+
+
+def _events(retention: Retention) -> dict[str, str]:
+    """Kafka removes nothing by itself: only the log knows what is still to be delivered. Times are the events' own."""
+    segment = min(max(retention.max_bytes // SEGMENTS, MIN_SEGMENT_BYTES), 2**30)
+    return {
+        "cleanup.policy": "delete",
+        "retention.ms": "-1",
+        "retention.bytes": "-1",
+        "segment.bytes": str(segment),
+        "max.message.bytes": str(MAX_BATCH_BYTES),
+        "message.timestamp.type": "CreateTime",
+        "message.timestamp.after.max.ms": str(2**63 - 1),
+    }
+
+
+def _ledger(retention: Retention) -> dict[str, str]:
+    kept_s = max(retention.max_age_s, retention.undelivered_age_s)
+    return {
+        "cleanup.policy": "delete",
+        "retention.ms": str(int(kept_s * 1000)),
+        "retention.bytes": str(retention.max_bytes),
+        "segment.bytes": str(min(max(retention.max_bytes // SEGMENTS, MIN_SEGMENT_BYTES), 2**30)),
+        "max.message.bytes": str(MAX_BATCH_BYTES),
+        "message.timestamp.type": "LogAppendTime",
+    }
+
+
+def _state() -> dict[str, str]:
+    return {
+        "cleanup.policy": "compact",
+        "min.compaction.lag.ms": str(COMPACT_AFTER_S * 1000),
+        "min.cleanable.dirty.ratio": "0.1",
+        "segment.ms": str(STATE_SEGMENT_S * 1000),
+        "segment.bytes": str(STATE_SEGMENT_BYTES),
+        "max.message.bytes": str(MAX_BATCH_BYTES),
+        "message.timestamp.type": "LogAppendTime",
+    }
