@@ -19,7 +19,7 @@ import msgspec
 from core.control.backoff import Backoff
 from core.control.index import Index
 from core.control.port import Change, Listing, ResourceStore
-from core.errors import Gone, Overloaded, PenstockError
+from core.errors import Gone, NotFound, Overloaded, PenstockError
 from core.resources import Key, KindRef, Resource
 from core.telemetry import Metrics
 
@@ -152,6 +152,9 @@ class Follower:
                 version, error = None, gone
             except PenstockError as failed:
                 error = failed
+                if isinstance(failed, NotFound) and kind not in self._seen:
+                    # A kind that the cluster does not have has no resources: the others must not wait for it.
+                    self._replace(kind, Listing((), 0))
             failures = 1 if now() - opened >= _PROGRESS_S else failures + 1
             await self._pause(kind, error, failures)
 

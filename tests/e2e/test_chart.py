@@ -128,6 +128,12 @@ def test_it_brings_the_definition_of_every_kind_and_keeps_it_at_the_end():
     assert {each["metadata"]["annotations"]["helm.sh/resource-policy"] for each in definitions} == {"keep"}
 
 
+def test_beside_knatives_definitions_it_brings_those_of_its_own_groups():
+    made = chart.documents(chart.render("redis.install=true", "crds.install=false"))
+    groups = {each["spec"]["group"] for each in made if each["kind"] == "CustomResourceDefinition"}
+    assert groups == {"sources.penstock.dev"}
+
+
 def test_two_releases_share_nothing_but_the_kinds():
     def names(release: str, namespace: str) -> set[tuple[str, str, str]]:
         made = chart.documents(chart.render(*chart.BASE, release=release, namespace=namespace))

@@ -9,7 +9,7 @@ from core.control.backoff import Backoff
 from core.control.cache import Follower, Observed
 from core.control.memory import MemoryStore
 from core.control.port import ResourceStore
-from core.errors import NotFound
+from core.errors import NotFound, Unavailable
 from core.resources import Key, KindRef, ObjectMeta, OwnerReference, Resource
 from tests.support.stores import FaultyStore
 from tests.support.virtual_time import VirtualClock, run_virtual
@@ -79,7 +79,7 @@ def test_nothing_is_told_before_every_kind_is_listed():
     async def main() -> None:
         held = store()
         await held.create(resource("a"))
-        held.fail_next["list"] = [NotFound("That kind is not served yet.")]
+        held.fail_next["list"] = [Unavailable("Not now.")]
         async with following(held, FLOW, PIPE) as one:
             await settle()
             assert one.batches == []
@@ -87,6 +87,28 @@ def test_nothing_is_told_before_every_kind_is_listed():
             await one.follower.synced.wait()
             await settle()
             assert one.batches == [{("a", None, 1)}]
+
+    run_virtual(main())
+
+
+def test_a_kind_that_is_not_served_keeps_no_other_waiting_and_is_followed_once_it_is():
+    async def main() -> None:
+        held = store()
+        await held.create(resource("a"))
+        await held.create(resource("p", kind=PIPE))
+        # In the order of their names: Flow, then Pipe.
+        held.fail_next["list"] = [NotFound("That kind is not served yet.")]
+        async with following(held, FLOW, PIPE) as one:
+            await one.follower.synced.wait()
+            await settle()
+            assert (one.names(FLOW), one.names(PIPE)) == ([], ["p"])
+            await asyncio.sleep(10)
+            assert one.names(FLOW) == ["a"]
+            # What is known stays, where its kind is not found later.
+            held.fail_next["list"] = [NotFound("The definition is gone.")]
+            held.expire_watches()
+            await settle()
+            assert one.names(FLOW) == ["a"]
 
     run_virtual(main())
 

@@ -22,8 +22,9 @@ __all__ = ["KubernetesStore"]
 #: The API server gives a request up after a minute; admission webhooks may take half of that.
 _TIMEOUT_S: Final = 60.0
 
-#: Servers send a bookmark about once a minute; a watch that hears nothing for this long is connected to nobody.
-_WATCH_SILENCE_S: Final = 180.0
+#: The API server sends a bookmark once a minute; a watch that hears nothing for this long is connected to nobody, as
+#: after a node or a network was lost.
+_WATCH_SILENCE_S: Final = 90.0
 
 #: An answer about one resource: the resource as the server encodes it.
 _MAX_ANSWER_BYTES: Final = 2 * MAX_RESOURCE_BYTES
