@@ -20,14 +20,16 @@ from core.clock import Clock
 from core.control.cache import Follower, Observed
 from core.control.lifecycle import same_json
 from core.control.port import ResourceStore
-from core.errors import AlreadyExists, Conflict, NotFound, PenstockError
-from core.resources import Key, KindRef, ObjectMeta, Resource, owner_reference
+from core.errors import Conflict, NotFound, PenstockError
+from core.resources import Key, KindRef, Resource
 from core.resources.builtin import ENDPOINT_SLICE
 from core.telemetry import Metrics
 from serving.demand import DemandReport
 from serving.instances.port import CannotRun, Instance, Instances, InstanceSpec
+from serving.published import GatewayList, Published, Situation, is_published
 from serving.reconcile.podautoscaler import Failure, scaling_status
-from serving.resources import LABEL_CONFIGURATION, LABEL_REVISION, LABEL_SERVICE, POD_AUTOSCALER, REVISION
+from serving.resources import LABEL_REVISION, LABEL_SERVICE, POD_AUTOSCALER, REVISION
+from serving.routing import Return
 from serving.scaler import Plan, Scaler, ScalingDecision
 from serving.scaling import ScalingSettings
 
@@ -55,15 +57,13 @@ _DESIRED_HELP: Final = "Instances that the last decision asked for."
 _READY_HELP: Final = "Instances that are ready."
 _STARTS_HELP: Final = "From the decision to make an instance until it was ready."
 
-_MANAGED_BY: Final = "endpointslice.kubernetes.io/managed-by"
-_MANAGER: Final = "autoscaler.penstock.dev"
-
 
 class Autoscaler:
     """Scales every revision that has a PodAutoscaler. `run` it in a task, beside the follower's own.
 
     `follower` must hold the kinds of `FOLLOWED` and not have been started before this is made. `describe` says what a
-    Revision's instances run, or raises CannotRun.
+    Revision's instances run, or raises CannotRun. `gateways_in` is the namespace where gateways are listed; "" where
+    there is one only.
     """
 
     def __init__(
@@ -76,8 +76,10 @@ class Autoscaler:
         clock: Clock,
         settings: ScalingSettings,
         metrics: Metrics,
+        gateways_in: str = "",
     ) -> None:
-        self._shared = _Shared(store, follower, instances, describe, clock, metrics)
+        gateways = GatewayList(gateways_in) if gateways_in else None
+        self._shared = _Shared(store, follower, instances, describe, clock, metrics, gateways)
         self._store = store
         self._follower = follower
         self._instances = instances
@@ -93,6 +95,8 @@ class Autoscaler:
     async def run(self) -> None:
         """Scale until cancelled. Instances stay as they are when it ends."""
         await self._follower.synced.wait()
+        if self._shared.gateways is not None:
+            self._relist_gateways(self._shared.gateways)
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             try:
@@ -113,6 +117,10 @@ class Autoscaler:
             if worker is not None and worker.scaler.report(report.gateway, demand, now):
                 self._wakeups.value += 1
                 worker.poke()
+        for told in report.returned:
+            worker = self._workers.get((told.namespace, told.revision))
+            if worker is not None:
+                worker.returned(report.gateway, told)
 
     def decisions(self, namespace: str, service: str) -> list[ScalingDecision]:
         """The last decisions for the revisions of a Service, oldest first."""
@@ -159,6 +167,9 @@ class Autoscaler:
     def _on_resources(self, batch: Sequence[Observed]) -> None:
         if self._tasks is None:
             return
+        gateways = self._shared.gateways
+        if gateways is not None and any(each.key.namespace == gateways.namespace for each in batch):
+            self._relist_gateways(gateways)
         for observed in batch:
             key = observed.key
             worker = self._workers.get((key.namespace, key.name))
@@ -187,9 +198,7 @@ class Autoscaler:
         place = (scaler.meta.namespace, scaler.meta.name)
         if self._tasks is None or place in self._workers:
             return
-        held = [one for one in self._own_slices() if one.meta.labels.get(LABEL_REVISION) == scaler.meta.name]
-        slices = {one.meta.name: one for one in held if one.meta.namespace == place[0]}
-        worker = _Worker(self._shared, Scaler(scaler, self._settings), slices, self._tasks)
+        worker = _Worker(self._shared, Scaler(scaler, self._settings), self._slices_of(*place), self._tasks)
         self._workers[place] = worker
         worker.poke()
 
@@ -202,8 +211,21 @@ class Autoscaler:
             self._tasks.create_task(self._instances.stop(instance.namespace, instance.name))
 
     def _own_slices(self) -> list[Resource]:
-        slices = self._follower.list(ENDPOINT_SLICE)
-        return [one for one in slices if one.meta.labels.get(_MANAGED_BY) == _MANAGER]
+        return [one for one in self._follower.list(ENDPOINT_SLICE) if is_published(one)]
+
+    def _slices_of(self, namespace: str, revision: str) -> dict[str, Resource]:
+        held = [one for one in self._own_slices() if one.meta.labels.get(LABEL_REVISION) == revision]
+        return {one.meta.name: one for one in held if one.meta.namespace == namespace}
+
+    def _relist_gateways(self, gateways: GatewayList) -> None:
+        try:
+            is_changed = gateways.relist(self._follower.list(ENDPOINT_SLICE, gateways.namespace), self._clock.now())
+        except msgspec.ValidationError as error:
+            _log.error("the gateways' EndpointSlices cannot be read", extra={"facts": {"error": str(error)}})
+            return
+        if is_changed:
+            for worker in self._workers.values():
+                worker.poke()
 
     async def _drop_stale_slices(self) -> None:
         """Those that a former process wrote for revisions that are gone; a worker drops its own."""
@@ -227,6 +249,7 @@ class _Shared(msgspec.Struct, frozen=True):
     describe: Callable[[Resource], InstanceSpec]
     clock: Clock
     metrics: Metrics
+    gateways: GatewayList | None
 
 
 class _Worker:
@@ -235,7 +258,8 @@ class _Worker:
     def __init__(self, shared: _Shared, scaler: Scaler, slices: dict[str, Resource], tasks: asyncio.TaskGroup) -> None:
         self.scaler = scaler
         self._shared = shared
-        self._slices = slices
+        self._published = Published(shared.store, slices, shared.gateways)
+        self._look_again: asyncio.TimerHandle | None = None
         self._tasks = tasks
         self._dirty = asyncio.Event()
         self._ended = False
@@ -271,6 +295,11 @@ class _Worker:
                 self._starts.observe(asyncio.get_running_loop().time() - began)
         self.poke()
 
+    def returned(self, gateway: str, told: Return) -> None:
+        """A gateway has given an instance back."""
+        if self._published.returned(gateway, told):
+            self.poke()
+
     def end(self) -> None:
         """The PodAutoscaler is gone: stop everything, and be done."""
         self._ended = True
@@ -301,10 +330,9 @@ class _Worker:
     async def _finish(self) -> None:
         for name in ("penstock_autoscaler_desired_instances", "penstock_autoscaler_ready_instances"):
             self._shared.metrics.forget(name, **self._labels)
-        for name in list(self._slices):
-            # What is left is collected with the Revision that owns it.
-            with contextlib.suppress(PenstockError):
-                await self._unpublish(name)
+        if self._look_again is not None:
+            self._look_again.cancel()
+        await self._published.clear()
         stop, namespace = self._shared.instances.stop, self.scaler.resource.meta.namespace
         await asyncio.gather(*(stop(namespace, name) for name in list(self.scaler.instances)))
 
@@ -354,29 +382,16 @@ class _Worker:
         await self._shared.instances.stop(self.scaler.resource.meta.namespace, name)
 
     async def _publish(self) -> None:
-        """Make the EndpointSlices say which instances are ready, and where."""
-        revision = self._revision()
-        wanted = {
-            one.name: endpoint_slice(one, revision)
-            for one in self.scaler.instances.values()
-            if one.phase == "ready" and one.name not in self.scaler.retiring and revision is not None
-        }
-        for name, body in wanted.items():
-            held = self._slices.get(name)
-            if held is None:
-                try:
-                    self._slices[name] = await self._shared.store.create(body)
-                except AlreadyExists:
-                    self._slices[name] = await self._shared.store.update(body)
-            elif held.body != body.body:
-                self._slices[name] = await self._shared.store.update(body)
-        for name in self._slices.keys() - wanted.keys():
-            await self._unpublish(name)
-
-    async def _unpublish(self, name: str) -> None:
-        with contextlib.suppress(NotFound):
-            await self._shared.store.delete(self._slices[name].key)
-        del self._slices[name]
+        """Make the EndpointSlices say which instances are ready, where, and whose they are."""
+        scaler, retiring = self.scaler, self.scaler.retiring
+        ready = [one for one in scaler.instances.values() if one.phase == "ready" and one.name not in retiring]
+        situation = Situation(need=scaler.need(), now=self._shared.clock.now())
+        again_s = await self._published.publish(ready, scaler.instances, self._revision(), situation)
+        if self._look_again is not None:
+            self._look_again.cancel()
+            self._look_again = None
+        if again_s is not None:
+            self._look_again = asyncio.get_running_loop().call_later(again_s, self.poke)
 
     async def _write_status(self) -> None:
         scaler = self.scaler
@@ -388,30 +403,3 @@ class _Worker:
         status = scaling_status(scaler.resource, state=state, ready=scaler.ready, failure=scaler.failure, now=now)
         if not same_json(status, scaler.resource.status):
             scaler.resource = await self._shared.store.update_status(scaler.resource.with_status(status))
-
-
-def endpoint_slice(instance: Instance, revision: Resource) -> Resource:
-    """The EndpointSlice of one ready instance: its name, and the one address it listens at."""
-    host, port = instance.address or ("", 0)
-    labels = {
-        name: revision.meta.labels[name]
-        for name in (LABEL_SERVICE, LABEL_CONFIGURATION)
-        if name in revision.meta.labels
-    }
-    meta = ObjectMeta(
-        name=instance.name,
-        namespace=instance.namespace,
-        labels={**labels, LABEL_REVISION: instance.revision, _MANAGED_BY: _MANAGER},
-        owner_references=(owner_reference(revision),),
-    )
-    endpoint = {
-        "addresses": [host],
-        "conditions": {"ready": True, "serving": True, "terminating": False},
-        "targetRef": {"kind": "Pod", "namespace": instance.namespace, "name": instance.name},
-    }
-    body = {
-        "addressType": "IPv4",
-        "endpoints": [endpoint],
-        "ports": [{"name": "http", "protocol": "TCP", "port": port}],
-    }
-    return Resource(ref=ENDPOINT_SLICE, meta=meta, body=body)

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 import msgspec
 
 from core.net.types import Address, Headers, NetError, Response
-from serving.routing import RevisionKey
+from serving.routing import Return, RevisionKey
 
 __all__ = ["Demand", "DemandMeter", "DemandReport", "DemandReporter", "DemandSource", "Fetch"]
 
@@ -35,22 +35,34 @@ MAX_REPORTS_UNDER_WAY: Final = 4
 MAX_ANSWER_BYTES: Final = 4096
 
 
-class Demand(msgspec.Struct, frozen=True, kw_only=True):
+class Demand(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One revision's demand at one gateway: average of requests in flight and held over the last second, requests that
-    arrived per second, and requests that wait now."""
+    arrived per second, and requests that wait now.
+
+    A request that was handed over to another gateway counts there alone; `elsewhere` is how many came here and count
+    at others, less those that came to others and count here.
+    """
 
     namespace: str
     name: str
     concurrency: float
     rps: float
     queued: int
+    elsewhere: int = 0
+
+    @property
+    def brought(self) -> float:
+        """Requests that clients brought to this gateway, wherever they are now."""
+        return max(0.0, max(self.concurrency, float(self.queued)) + self.elsewhere)
 
 
-class DemandReport(msgspec.Struct, frozen=True, kw_only=True):
-    """The body of ``POST /penstock/v1/demand``."""
+class DemandReport(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The body of ``POST /penstock/v1/demand``. `returned` are instances that were asked back and have no request of
+    this gateway any more."""
 
     gateway: str
     revisions: tuple[Demand, ...]
+    returned: tuple[Return, ...] = ()
 
 
 class DemandMeter:
@@ -86,11 +98,21 @@ class DemandMeter:
         self._updated_s = now_s
         self.concurrency -= 1
 
+    def hand_over(self, now_s: float) -> None:
+        """A request that arrived counts elsewhere."""
+        self.leave(now_s)
+        self._arrivals -= 1
+
+    def take_back(self, now_s: float) -> None:
+        """It counts here after all."""
+        self.arrive(now_s)
+
     def close(self, now_s: float, length_s: float) -> tuple[float, float]:
         """End the window that began `length_s` ago: (average concurrency, arrivals per second)."""
         area = self._area + self.concurrency * (now_s - self._updated_s)
         self._quiet = not area and not self._arrivals and not self.concurrency
-        arrivals, self._arrivals = self._arrivals, 0
+        # What arrived before this window may have been handed over in it.
+        arrivals, self._arrivals = max(self._arrivals, 0), 0
         self._area, self._updated_s = 0.0, now_s
         return (area / length_s, arrivals / length_s) if length_s > 0 else (float(self.concurrency), 0.0)
 
@@ -107,6 +129,16 @@ class DemandSource(Protocol):
     @property
     def queued(self) -> int:
         """Requests that wait now."""
+        ...
+
+    @property
+    def away(self) -> int:
+        """Requests that came here and count at other gateways."""
+        ...
+
+    @property
+    def elsewhere(self) -> int:
+        """The same, less those that came to others and count here."""
         ...
 
 
@@ -130,7 +162,7 @@ class Fetch(Protocol):
 class DemandReporter:
     """Sends reports: each second while there is anything to tell, with a last zero, and at once for a wake-up.
 
-    The timer runs only while a revision has something to tell, so that an idle gateway does not wake up the machine.
+    The timer runs only while there is something to tell, so that an idle gateway does not wake up the machine.
     """
 
     def __init__(
@@ -153,6 +185,7 @@ class DemandReporter:
         self._timer: asyncio.TimerHandle | None = None
         self._window_began_s = 0.0
         self._woken: dict[RevisionKey, DemandSource] = {}
+        self._returned: frozenset[Return] = frozenset()
         self._wake: asyncio.Handle | None = None
         self._asked: set[RevisionKey] = set()
         self._under_way: dict[int, Callable[[], None]] = {}
@@ -177,9 +210,16 @@ class DemandReporter:
             return
         self._asked.add(key)
         self._woken[key] = source
-        if self._wake is None:
-            # Requests that arrive in one turn of the loop share a report.
-            self._wake = asyncio.get_running_loop().call_soon(self._send_woken)
+        self._soon()
+
+    def give_back(self, returned: frozenset[Return]) -> None:
+        """All instances that are asked back and free of requests: said at once, and each second until that is heard."""
+        is_more = bool(returned - self._returned)
+        self._returned = returned
+        if is_more and not self._closed:
+            self._soon()
+            if self._timer is None:
+                self._arm()
 
     def close(self) -> None:
         """Stop reporting; a report under way is given up."""
@@ -192,6 +232,11 @@ class DemandReporter:
             cancel()
         self._under_way.clear()
 
+    def _soon(self) -> None:
+        if self._wake is None:
+            # Requests that arrive in one turn of the loop share a report.
+            self._wake = asyncio.get_running_loop().call_soon(self._send_woken)
+
     def _tick(self) -> None:
         self._timer = None
         self._asked.clear()
@@ -199,11 +244,11 @@ class DemandReporter:
         length_s = now_s - self._window_began_s
         told = []
         for key, source in tuple(self._loud.items()):
-            if source.meter.quiet:
+            if source.meter.quiet and not source.away:
                 del self._loud[key]
             else:
                 told.append(_demand(source, *source.meter.close(now_s, length_s)))
-        if told:
+        if told or self._returned:
             self._send(told)
             self._arm()
 
@@ -218,7 +263,8 @@ class DemandReporter:
             return
         self._sent += 1
         number = self._sent
-        body = msgspec.json.encode(DemandReport(gateway=self._gateway_id, revisions=tuple(told)))
+        returned = tuple(sorted(self._returned))
+        report = DemandReport(gateway=self._gateway_id, revisions=tuple(told), returned=returned)
 
         def answered(answer: Response | NetError) -> None:
             self._under_way.pop(number, None)
@@ -229,7 +275,7 @@ class DemandReporter:
             b"POST",
             DEMAND_PATH,
             self._headers,
-            body,
+            msgspec.json.encode(report),
             timeout_s=REPORT_TIMEOUT_S,
             max_bytes=MAX_ANSWER_BYTES,
             then=answered,
@@ -256,4 +302,5 @@ def _demand(source: DemandSource, concurrency: float, rps: float) -> Demand:
         concurrency=round(concurrency, 4),
         rps=round(rps, 2),
         queued=source.queued,
+        elsewhere=source.elsewhere,
     )

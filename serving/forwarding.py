@@ -13,7 +13,7 @@ from typing import Final
 
 from core.net.types import ConnectFailed, ConnectionLost, Headers, NetError, RequestHead
 
-__all__ = ["MAX_ATTEMPTS", "Forwarded", "Retry", "after_failure", "answer_headers"]
+__all__ = ["MAX_ATTEMPTS", "Forwarded", "Retry", "after_failure", "answer_headers", "continued"]
 
 #: Attempts for one request. With the throttler's back-off, eight failures of one instance span several seconds.
 MAX_ATTEMPTS: Final = 8
@@ -46,7 +46,7 @@ class Forwarded:
         """The headers to send for `head`, and further ones as ready lines, each ended by CRLF."""
         for field in head.headers:
             if field[0] in _SPECIAL:
-                return _continued(head), b""
+                return continued(head), b""
         pair = (head.peer, head.host)
         return head.headers, self._remembered.get(pair) or self._remember(pair)
 
@@ -107,7 +107,7 @@ def _origin(peer: str, host: bytes) -> Headers:
     ]
 
 
-def _continued(head: RequestHead) -> Headers:
+def continued(head: RequestHead) -> Headers:
     """The headers of a request that came through a proxy already, or carries fields meant for one."""
     told: dict[bytes, bytes] = {}
     kept: Headers = []

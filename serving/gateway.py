@@ -11,14 +11,17 @@ import random
 from collections.abc import Callable
 from typing import Final
 
+from msgspec.structs import replace
+
 from core.errors import NotFound
 from core.net.body import IGNORE
 from core.net.types import Address, BodySink, Exchange, RequestHead
 from core.telemetry import Metrics
 from serving.demand import DemandReporter
-from serving.forwarding import Forwarded
-from serving.lane import Forward, Lane, Send, refuse
-from serving.routing import Endpoint, RevisionKey, RevisionLimits, RouteTarget, RoutingTable, Snapshot
+from serving.forwarding import Forwarded, continued
+from serving.handover import MISDIRECTED, NOT_THE_OWNER, revision_of, taken_head
+from serving.lane import Forward, Hop, Lane, Send, refuse
+from serving.routing import Endpoint, Return, RevisionKey, RevisionLimits, RouteTarget, RoutingTable, Snapshot
 
 __all__ = ["Gateway"]
 
@@ -68,6 +71,9 @@ class Gateway:
         self._busy: dict[Lane, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._quiet = asyncio.Event()
+        #: The hosts of all gateways, and what this one is asked to give back.
+        self._peers: frozenset[str] = frozenset()
+        self._returns: frozenset[Return] = frozenset()
         self._unknown = metrics.counter(
             "penstock_gateway_unrouted_requests_total", "Requests whose host leads to no revision."
         )
@@ -93,12 +99,33 @@ class Gateway:
 
     def handle(self, head: RequestHead, exchange: Exchange) -> BodySink:
         """core.net's Handler."""
-        target = self._ways.get(head.host) or self._find(head.host, exchange)
+        target = self._ways.get(head.host)
         if target is None:
-            return IGNORE
+            key = revision_of(head.host)
+            if key is not None:
+                return self._take(key, head, exchange)
+            target = self._find(head.host, exchange)
+            if target is None:
+                return IGNORE
         choices = target.choices
         lane = choices[0] if len(choices) == 1 else target.pick(self._rng)
         forward = Forward(lane, head, exchange)
+        lane.admit(forward)
+        return forward
+
+    def _take(self, key: RevisionKey, head: RequestHead, exchange: Exchange) -> BodySink:
+        """A request that another gateway hands over: given back where no instance of the revision is this gateway's.
+
+        Anybody can name a revision so. Then it is a client's request like others, whose origin is told by us.
+        """
+        lane = self._lanes.get(key)
+        if lane is None or not lane.own:
+            refuse(exchange, MISDIRECTED, NOT_THE_OWNER, f"No instance of revision {key} is this gateway's.")
+            return IGNORE
+        head = taken_head(head)
+        if head.peer not in self._peers:
+            head = replace(head, headers=continued(head))
+        forward = Forward(lane, head, exchange, Hop.TAKEN)
         lane.admit(forward)
         return forward
 
@@ -117,6 +144,16 @@ class Gateway:
             lane.update(lane.limits, ())
             lane.retire()
             lane.metrics.forget()
+        self._peers = snapshot.peers
+        self._returns = snapshot.returns
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Tell of the instances that are asked back and have no request from here any more."""
+        lanes = self._lanes
+        self._reporter.give_back(
+            frozenset(each for each in self._returns if each.key not in lanes or not lanes[each.key].uses(each.name))
+        )
 
     def _relay(self, snapshot: Snapshot) -> list[Lane]:
         """Lay lanes for the snapshot's revisions; the lanes of revisions that are gone."""
@@ -197,6 +234,8 @@ class Gateway:
             lane.sweep(now_s)
             if lane.idle:
                 del self._busy[lane]
+        if self._returns:
+            self._give_back()
         if self._busy:
             self._timer = asyncio.get_running_loop().call_later(SWEEP_EVERY_S, self._sweep)
         if not self.active:

@@ -10,6 +10,11 @@ A request's life::
 
 `Forward` is the side that faces the client (core.net's BodySink), `Answer` the side that faces one attempt at an
 instance (its ResponseListener). All that moves a request through its life is in this file.
+
+Where this gateway has no instance of a revision and another one has, the request is handed over: SENT to that gateway,
+with an expectation (RFC 9110, 10.1.1). The other holds it in its own queue, and says 100 Continue when it begins; until
+then nothing but the head has left here, so that whatever happens to the other the request can go elsewhere. A request
+that was taken over is never handed on: where the taker has no instance any more, it gives the request back (421).
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from core.net.types import Address, Exchange, Headers, NetError, RequestHead, Re
 from core.telemetry import Metrics
 from serving.demand import DemandMeter
 from serving.forwarding import Forwarded, Retry, after_failure, answer_headers
+from serving.handover import EXPECT, MISDIRECTED, NOT_THE_OWNER, NotTheOwner, handed_headers, is_given_back
 from serving.lane_metrics import LaneMetrics
 from serving.routing import Endpoint, RevisionKey, RevisionLimits
 from serving.throttler import Instance, Throttler, Waiter
@@ -90,10 +96,36 @@ class Stage(enum.Enum):
 _HELD, _SENT, _ANSWERING, _DONE = Stage
 
 
+class Hop(enum.IntEnum):
+    """Whether two gateways have to do with a request, seen from this one. NONE is false."""
+
+    NONE = 0
+    #: Another gateway handed it over.
+    TAKEN = 1
+    #: It is handed over to another gateway, and counts there.
+    AWAY = 2
+
+
+_NONE, _TAKEN, _AWAY = Hop
+
+
 class Lane:
     """One revision at this gateway: its slots, its requests, its counts."""
 
-    __slots__ = ("active", "endpoints", "key", "limits", "meter", "metrics", "retired", "road", "throttler")
+    __slots__ = (
+        "active",
+        "away",
+        "endpoints",
+        "key",
+        "limits",
+        "meter",
+        "metrics",
+        "own",
+        "retired",
+        "road",
+        "taken",
+        "throttler",
+    )
 
     def __init__(self, *, key: RevisionKey, road: Road, metrics: Metrics) -> None:
         self.key = key
@@ -104,6 +136,11 @@ class Lane:
         self.meter = DemandMeter()
         #: Every request that is not done, in order of arrival; so the first ones are the first to time out.
         self.active: dict[Forward, None] = {}
+        #: There are instances that this gateway may use itself.
+        self.own = False
+        #: Of the active: those that are handed over, and those that others handed over.
+        self.away = 0
+        self.taken = 0
         self.retired = False
         self.metrics = LaneMetrics(metrics, key)
         self.metrics.held.read = lambda: float(self.throttler.held)
@@ -112,6 +149,15 @@ class Lane:
     @property
     def queued(self) -> int:
         return self.throttler.held
+
+    @property
+    def elsewhere(self) -> int:
+        """Requests that came here and count at another gateway, less those that count here and came there."""
+        return self.away - self.taken
+
+    def uses(self, name: str) -> bool:
+        """The instance of that name may get requests, or has some."""
+        return any(held.endpoint.name == name and not held.endpoint.peer for held in self.throttler.instances)
 
     @property
     def idle(self) -> bool:
@@ -134,6 +180,8 @@ class Lane:
         forward.began_s = now_s
         self.active[forward] = None
         self.meter.arrive(now_s)
+        if forward.hop:
+            self.taken += 1
         if instance is not None:
             forward.begin(instance)
             return
@@ -146,7 +194,17 @@ class Lane:
             return
         self.limits = limits
         self.endpoints = endpoints
-        self.start(self.throttler.update(endpoints, limits.concurrency))
+        is_elsewhere = bool(endpoints) and endpoints[0].peer
+        self.own = bool(endpoints) and not is_elsewhere
+        if not self.own:
+            self.give_back()
+        self.start(self.throttler.update(endpoints, 0 if is_elsewhere else limits.concurrency))
+
+    def give_back(self) -> None:
+        """What other gateways handed over and still waits goes back to them."""
+        if self.taken:
+            for forward in [each for each in self.active if each.hop is _TAKEN and each.stage is _HELD]:
+                forward.give_back()
 
     def start(self, grants: list[tuple[Forward, Instance]]) -> None:
         """Send the requests that were given a slot."""
@@ -189,6 +247,7 @@ class Lane:
     def retire(self) -> None:
         """The revision is gone: what waits goes elsewhere; what is under way at its instances may end."""
         self.retired = True
+        self.give_back()
         for forward in [forward for forward in self.active if forward.stage is _HELD]:
             self.throttler.cancel(forward)
             self.leave(forward)
@@ -199,8 +258,26 @@ class Lane:
         """`forward` is no request of this lane any more. Returns the time."""
         now_s = self.road.monotonic()
         del self.active[forward]
+        if forward.hop is _AWAY:
+            self.away -= 1
+            return now_s
         self.meter.leave(now_s)
+        if forward.hop:
+            self.taken -= 1
+            self.metrics.taken.value += 1
         return now_s
+
+    def hand_over(self, forward: Forward) -> None:
+        """`forward` counts at another gateway from now on."""
+        forward.hop = _AWAY
+        self.away += 1
+        self.meter.hand_over(self.road.monotonic())
+
+    def take_back(self, forward: Forward) -> None:
+        """It did not come to that: `forward` counts here again."""
+        forward.hop = _NONE
+        self.away -= 1
+        self.meter.take_back(self.road.monotonic())
 
 
 class Forward(Waiter):
@@ -215,17 +292,20 @@ class Forward(Waiter):
         "exchange",
         "head",
         "held_s",
+        "hop",
         "instance",
         "kept",
         "kept_bytes",
         "lane",
+        "offered",
         "paused",
         "stage",
         "upstream",
     )
 
-    def __init__(self, lane: Lane, head: RequestHead, exchange: Exchange) -> None:
+    def __init__(self, lane: Lane, head: RequestHead, exchange: Exchange, hop: Hop = _NONE) -> None:
         self.ticket = 0
+        self.hop = hop
         self.lane = lane
         self.head = head
         self.exchange = exchange
@@ -235,6 +315,8 @@ class Forward(Waiter):
         self.attempts = 0
         self.instance: Instance | None = None
         self.upstream: UpstreamRequest | None = None
+        #: In place of `upstream`: another gateway has the head, and has not begun with the request.
+        self.offered: UpstreamRequest | None = None
         self.answer: Answer | None = None
         #: What came of the body so far, as long as it may have to be sent (again); None once it is let go.
         self.kept: list[bytes] | None = []
@@ -281,12 +363,11 @@ class Forward(Waiter):
 
     def hold(self) -> None:
         """Wait for a slot. A long body is not read meanwhile; a short one is, because only while a connection is read
-        is it seen that its client goes away."""
+        is it seen that its client goes away. A gateway that handed the request over waits to be told to continue."""
         self.stage = _HELD
         self.instance = self.upstream = self.answer = None
         self.held_s = self.lane.road.monotonic()
-        length = self.head.content_length
-        if length is None or length > MAX_HELD_BODY_BYTES:
+        if self.hop or self._is_long:
             self.pause()
 
     def grant(self, instance: Instance) -> None:
@@ -296,9 +377,16 @@ class Forward(Waiter):
 
     def begin(self, instance: Instance) -> None:
         """Send the request to `instance`, with what came of its body."""
+        if instance.endpoint.peer:
+            self.offer(instance)
+            return
         head = self.head
         road = self.lane.road
-        headers, encoded = road.forwarded.headers(head)
+        if self.hop:
+            self.exchange.proceed()
+            headers, encoded = head.headers, b""
+        else:
+            headers, encoded = road.forwarded.headers(head)
         self.stage = _SENT
         self.instance = instance
         self.attempts += 1
@@ -312,6 +400,47 @@ class Forward(Waiter):
             answer,
             encoded_headers=encoded,
         )
+        self._pour(upstream)
+
+    def offer(self, peer: Instance) -> None:
+        """Hand the request over to another gateway."""
+        lane, head = self.lane, self.head
+        lane.hand_over(self)
+        self.stage = _SENT
+        self.instance = peer
+        self.attempts += 1
+        answer = self.answer = PeerAnswer(self)
+        headers, encoded = lane.road.forwarded.headers(head)
+        self.offered = lane.road.send(
+            peer.endpoint.address,
+            head.method,
+            head.target,
+            handed_headers(headers, lane.key),
+            head.content_length,
+            answer,
+            encoded_headers=encoded + EXPECT,
+        )
+        if self._is_long:
+            self.pause()
+
+    def accepted(self) -> None:
+        """The other gateway begins with the request, and wants its body."""
+        upstream, self.offered = self.offered, None
+        if upstream is not None:
+            self._pour(upstream)
+
+    def give_back(self) -> None:
+        """The gateway that handed this over finds another place for it, for there is no instance here any more."""
+        lane = self.lane
+        if self.stage is _HELD:
+            lane.throttler.cancel(self)
+        lane.leave(self)
+        self.stage = _DONE
+        self.upstream = self.answer = self.kept = None
+        refuse(self.exchange, MISDIRECTED, NOT_THE_OWNER, f"No instance of revision {lane.key} is this gateway's.")
+
+    def _pour(self, upstream: UpstreamRequest) -> None:
+        """Send what came of the body, and what comes."""
         self.upstream = upstream
         if self.kept:
             for chunk in self.kept:
@@ -348,7 +477,9 @@ class Forward(Waiter):
 
     def abandon(self) -> None:
         """The gateway stops: no more waiting."""
-        if self.stage is not _DONE:
+        if self.stage is _HELD and self.hop:
+            self.give_back()
+        elif self.stage is not _DONE:
             self._give_up(503, "stopping", "The gateway is stopping. Try again.", retry_after_s=1.0)
 
     # --- from the answer ---
@@ -358,7 +489,7 @@ class Forward(Waiter):
         lane, instance = self.lane, self.instance
         assert instance is not None  # noqa: S101 - an answer comes from an instance
         self.stage = _DONE
-        self.upstream = self.answer = self.kept = None
+        self.offered = self.upstream = self.answer = self.kept = None
         now_s = lane.leave(self)
         lane.metrics.requests[status // 100].value += 1
         lane.metrics.latency.observe(now_s - self.began_s)
@@ -371,15 +502,7 @@ class Forward(Waiter):
         instance = self.instance
         assert instance is not None  # noqa: S101 - an attempt has an instance
         self.upstream = None
-        step = Retry.GIVE_UP
-        if self.stage is _SENT:
-            step = after_failure(
-                error,
-                method=self.head.method,
-                bodiless=self.head.content_length == 0,
-                replayable=self.kept is not None,
-                attempts=self.attempts,
-            )
+        step = self._step(error)
         if step is Retry.GIVE_UP:
             self._give_up(
                 502,
@@ -387,15 +510,39 @@ class Forward(Waiter):
                 f"An instance of revision {self.lane.key} did not give a whole answer: {error}",
             )
             return
-        self.lane.metrics.retries.value += 1
+        lane = self.lane
+        lane.metrics.retries.value += 1
+        if self.hop is _AWAY:
+            lane.take_back(self)
         if step is Retry.SAME:
             self.begin(instance)
             return
-        lane = self.lane
+        if self.hop and not lane.own:
+            grants = lane.throttler.fail(instance, lane.road.monotonic())
+            self.give_back()
+            lane.start(grants)
+            return
         self.hold()
         lane.start(lane.throttler.fail(instance, lane.road.monotonic(), self))
         if self.stage is _HELD:
             lane.see_to_held()
+
+    def _step(self, error: NetError) -> Retry:
+        """What to do after this attempt failed."""
+        offered, self.offered = self.offered, None
+        if offered is not None or (isinstance(error, NotTheOwner) and self.kept is not None):
+            # No attempt at an instance; time bounds these.
+            self.attempts -= 1
+            return Retry.OTHER
+        if self.stage is not _SENT:
+            return Retry.GIVE_UP
+        return after_failure(
+            error,
+            method=self.head.method,
+            bodiless=self.head.content_length == 0,
+            replayable=self.kept is not None,
+            attempts=self.attempts,
+        )
 
     def pause(self) -> None:
         if not (self.paused or self.complete):
@@ -406,6 +553,12 @@ class Forward(Waiter):
         if self.paused:
             self.paused = False
             self.exchange.resume()
+
+    @property
+    def _is_long(self) -> bool:
+        """The body is too long to take it in before it can be sent."""
+        length = self.head.content_length
+        return length is None or length > MAX_HELD_BODY_BYTES
 
     @property
     def _unanswered(self) -> bool:
@@ -422,9 +575,9 @@ class Forward(Waiter):
 
     def _close(self, code: int) -> None:
         """End from whatever stage, and give back what was held."""
-        lane, instance, upstream, stage = self.lane, self.instance, self.upstream, self.stage
+        lane, instance, upstream, stage = self.lane, self.instance, self.upstream or self.offered, self.stage
         self.stage = _DONE
-        self.upstream = self.answer = self.kept = None
+        self.offered = self.upstream = self.answer = self.kept = None
         now_s = lane.leave(self)
         lane.metrics.requests[code].value += 1
         lane.metrics.latency.observe(now_s - self.began_s)
@@ -493,6 +646,31 @@ class Answer:
             self._forward.resume()
         else:
             self._forward.pause()
+
+
+class PeerAnswer(Answer):
+    """The answer of another gateway, or through it (core.net's ProceedListener as well)."""
+
+    __slots__ = ()
+
+    def proceed(self) -> None:
+        self._forward.accepted()
+
+    def whole(self, status: int, headers: Headers, body: bytes) -> None:
+        if is_given_back(status, headers):
+            self._forward.failed(NotTheOwner())
+        else:
+            super().whole(status, headers, body)
+
+    def head(self, status: int, headers: Headers, content_length: int | None) -> None:
+        forward = self._forward
+        if is_given_back(status, headers):
+            upstream = forward.offered or forward.upstream
+            forward.failed(NotTheOwner())
+            if upstream is not None:
+                upstream.cancel()
+        else:
+            super().head(status, headers, content_length)
 
 
 def refuse(exchange: Exchange, status: int, reason: str, text: str, *, retry_after_s: float | None = None) -> None:

@@ -34,6 +34,11 @@ class LaneMetrics:
         self.retries: Counter = metrics.counter(
             "penstock_gateway_retries_total", "Attempts that failed and were safely repeated.", **self._labels
         )
+        self.taken: Counter = metrics.counter(
+            "penstock_gateway_handed_over_requests_total",
+            "Requests that another gateway handed over, and counted as well.",
+            **self._labels,
+        )
         self.held: Gauge = metrics.gauge(
             "penstock_gateway_held_requests", "Requests that wait for an instance now.", **self._labels
         )
@@ -45,5 +50,12 @@ class LaneMetrics:
         """The revision is gone: end its series."""
         for code in self._CODES:
             self._metrics.forget("penstock_gateway_requests_total", **self._labels, code=code)
-        for name in ("request_seconds", "hold_seconds", "retries_total", "held_requests", "requests_in_flight"):
+        for name in (
+            "request_seconds",
+            "hold_seconds",
+            "retries_total",
+            "handed_over_requests_total",
+            "held_requests",
+            "requests_in_flight",
+        ):
             self._metrics.forget(f"penstock_gateway_{name}", **self._labels)

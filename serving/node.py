@@ -21,6 +21,7 @@ from core.net.types import Address, BodySink, Exchange, Handler, RequestHead
 from core.telemetry import Metrics
 from serving.demand import DemandReporter, Fetch
 from serving.gateway import Gateway
+from serving.gateways import Identity
 from serving.lane import Send
 from serving.resources import ENDPOINT_SLICE, REVISION, ROUTE
 from serving.routing import Snapshot, routed_alike
@@ -56,7 +57,7 @@ class GatewayNode:
     """One gateway. The roof gives `handler` and `admin_handler` a server each, and ends with `drain`.
 
     `broker_address` is where hosts ``broker-ingress.*`` lead (None: nowhere), `control_address` the API port, which
-    takes demand reports. `gateway_id` tells this gateway's reports from those of others.
+    takes demand reports. `me` tells this gateway from others.
     """
 
     def __init__(
@@ -66,13 +67,14 @@ class GatewayNode:
         client: _Client,
         control_address: Address,
         broker_address: Address | None,
-        gateway_id: str,
+        me: Identity,
         metrics: Metrics,
         rng: random.Random,
     ) -> None:
         self._metrics = metrics
+        self._me = me
         self._reporter = DemandReporter(
-            gateway_id=gateway_id, address=control_address, fetch=client.fetch, monotonic=time.monotonic
+            gateway_id=me.id, address=control_address, fetch=client.fetch, monotonic=time.monotonic
         )
         self._gateway = Gateway(
             send=client.send,
@@ -135,7 +137,10 @@ class GatewayNode:
         others = [observed for observed in batch if observed.key.kind != ENDPOINT_SLICE]
         if known is None or not all(routed_alike(observed.before, observed.after) for observed in others):
             snapshot = Snapshot.build(
-                routes=follower.list(ROUTE), revisions=follower.list(REVISION), slices=follower.list(ENDPOINT_SLICE)
+                routes=follower.list(ROUTE),
+                revisions=follower.list(REVISION),
+                slices=follower.list(ENDPOINT_SLICE),
+                me=self._me,
             )
         elif slices:
             snapshot = known.with_slices(follower.list(ENDPOINT_SLICE))

@@ -79,12 +79,17 @@ class Endpoint(msgspec.Struct, frozen=True, order=True):
     peer: bool = False
 
 
-class Return(msgspec.Struct, frozen=True):
+class Return(msgspec.Struct, frozen=True, order=True):
     """An instance that is asked back from this gateway, in this version of its EndpointSlice."""
 
     namespace: str
+    revision: str
     name: str
     version: str
+
+    @property
+    def key(self) -> RevisionKey:
+        return RevisionKey(self.namespace, self.revision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +164,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     table: RoutingTable[RevisionKey]
     limits: Mapping[RevisionKey, RevisionLimits]
     endpoints: Mapping[RevisionKey, tuple[Endpoint, ...]]
-    returns: Mapping[Return, RevisionKey] = {}
+    returns: frozenset[Return] = frozenset()
     peers: frozenset[str] = frozenset()
     me: Identity = HERE
     table_problems: tuple[str, ...] = ()
@@ -204,7 +209,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(
             self,
             endpoints=read.endpoints(),
-            returns=read.returns,
+            returns=frozenset(read.returns),
             peers=frozenset(gateway.address[0] for gateway in read.listed.values()),
             slice_problems=tuple(problems),
         )
@@ -300,7 +305,7 @@ class _Slices:
 
     def __init__(self, me: Identity, slices: Sequence[Resource], problems: list[str]) -> None:
         self.listed: dict[str, Gateway] = {}
-        self.returns: dict[Return, RevisionKey] = {}
+        self.returns: set[Return] = set()
         self._me = me
         self._problems = problems
         self._usable: dict[RevisionKey, set[Endpoint]] = {}
@@ -330,7 +335,7 @@ class _Slices:
         elif whose.owner:
             self._owners.setdefault(key, set()).add(whose.owner)
         elif whose.before == self._me.id:
-            self.returns[Return(held.meta.namespace, held.meta.name, held.meta.resource_version)] = key
+            self.returns.add(Return(key.namespace, key.name, held.meta.name, held.meta.resource_version))
 
     def _peers(self, key: RevisionKey) -> Iterator[Endpoint]:
         for owner in self._owners.get(key, ()):

@@ -130,11 +130,16 @@ class Scaler:
             self._gateways[gateway] = (now, demand)
         return demand.queued > 0 and self.ready == 0
 
+    def need(self) -> dict[str, float]:
+        """How many requests clients have brought to each gateway that are not done."""
+        return {gateway: demand.brought for gateway, (_, demand) in self._gateways.items()}
+
     def sample(self, now: float) -> float:
         """Put the present demand into the windows, once for each second since the last time; the demand."""
         second = int(now)
         for gateway, (told, demand) in list(self._gateways.items()):
-            if now - told > FORGET_GATEWAY_S or not (demand.queued or demand.concurrency or demand.rps):
+            is_quiet = not (demand.queued or demand.concurrency or demand.rps or demand.elsewhere)
+            if now - told > FORGET_GATEWAY_S or is_quiet:
                 # A gateway's last report says zero; it counts in this sample and is not waited for.
                 del self._gateways[gateway]
         value = sum(self._value(demand) for _, demand in self._gateways.values())

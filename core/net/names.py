@@ -6,20 +6,13 @@
 
 from __future__ import annotations
 
-from typing import Final
 from urllib.parse import SplitResult, quote, urlsplit
 
 import msgspec
 
 from core.net.types import Address
 
-__all__ = ["BROKER", "GATEWAY", "Names", "Target"]
-
-#: Addresses for `Names` that stand for all gateways, and for all ingresses of the broker: where there are several, a
-#: client knows their real ones (`Client(places=...)`).
-GATEWAY: Final[Address] = ("gateway.penstock.internal", 80)
-BROKER: Final[Address] = ("broker-ingress.penstock.internal", 80)
-
+__all__ = ["Names", "Target"]
 
 # What a path may hold beside letters, digits and "-._~" (RFC 3986, 3.3), and "%" because escapes stay as they are.
 _KEPT = "/%:@!$&'()*+,;="

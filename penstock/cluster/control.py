@@ -99,6 +99,7 @@ async def _lead(frame: Frame, store: KubernetesStore, pod_logs: PodLogs) -> None
         clock=clock,
         settings=ScalingSettings(),
         metrics=metrics,
+        gateways_in=settings.release.namespace,
     )
     app = create_own_app(
         (

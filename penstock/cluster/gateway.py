@@ -11,6 +11,7 @@ from core.resources.builtin import KINDS as BUILTIN_KINDS
 from penstock.cluster.peers import Peers
 from penstock.cluster.process import Frame
 from penstock.process import ANSWER_S, running
+from serving.gateways import Identity
 from serving.node import CLIENT_LIMITS, GatewayNode
 from serving.resources import KINDS as SERVING_KINDS
 
@@ -30,7 +31,7 @@ async def compose(frame: Frame) -> Callable[[], str]:
         client=client,
         control_address=(settings.release.host(settings.release.control), settings.control_port),
         broker_address=None,
-        gateway_id=settings.pod,
+        me=Identity(id=settings.pod, namespace=settings.release.namespace),
         metrics=frame.metrics,
         rng=random.Random(),  # noqa: S311 - traffic splitting, not a secret
     )

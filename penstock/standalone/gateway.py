@@ -16,13 +16,14 @@ from core.telemetry import Metrics
 from penstock.process import ANSWER_S
 from penstock.standalone.process import Ending, run_process
 from penstock.standalone.settings import Settings
+from serving.gateways import Identity
 from serving.node import CLIENT_LIMITS, GatewayNode
 from serving.resources import KINDS as SERVING_KINDS
 
 __all__ = ["compose"]
 
 #: There is one gateway on one machine; in a cluster each has its pod's name.
-GATEWAY_ID: Final = "standalone"
+ME: Final = Identity(id="standalone")
 
 
 @asynccontextmanager
@@ -35,7 +36,7 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
         client=client,
         control_address=settings.api.address,
         broker_address=settings.broker.address,
-        gateway_id=GATEWAY_ID,
+        me=ME,
         metrics=metrics,
         rng=random.Random(),  # noqa: S311 - traffic splitting, not a secret
     )

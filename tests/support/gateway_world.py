@@ -81,6 +81,7 @@ class Outside:
         self.complete = False
         self.aborted = False
         self.paused = False
+        self.told_to_proceed = False
         self.sink: BodySink | None = None
 
     def respond(self, status: int, headers: Headers, body: bytes = b"") -> None:
@@ -112,6 +113,9 @@ class Outside:
 
     def resume(self) -> None:
         self.paused = False
+
+    def proceed(self) -> None:
+        self.told_to_proceed = True
 
     @property
     def reason(self) -> bytes | None:

@@ -57,6 +57,8 @@ class Revision:
         self.key = RevisionKey("shop", name)
         self.meter = DemandMeter()
         self.queued = 0
+        self.away = 0
+        self.elsewhere = 0
 
 
 class Control:

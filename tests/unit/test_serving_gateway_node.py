@@ -21,6 +21,7 @@ from core.net.server import HttpServer
 from core.net.types import Address, BodySink, Exchange, RequestHead, Response
 from core.resources import KindRef, Resource
 from core.telemetry import Metrics
+from serving.gateways import Identity
 from serving.node import CLIENT_LIMITS, GatewayNode
 from tests.support.functions import Call, Function, until
 
@@ -129,7 +130,7 @@ async def running() -> AsyncIterator[Running]:
             client=upstreams,
             control_address=control_address,
             broker_address=None,
-            gateway_id="gateway-1",
+            me=Identity(id="gateway-1"),
             metrics=metrics,
             rng=random.Random(1),
         )
