@@ -300,22 +300,20 @@ class Dispatcher:
         while ready and len(in_flight) < PARALLELISM and not self._stopped:
             delivery = ready[0]
             if delivery.letter is None:
-                if self._target is None:
+                target, headers = self._target, self._target_headers
+                if target is None:
                     return
-                ready.popleft()
-                self._try(delivery, self._target, self._target_headers)
-            elif self._sink is None:
-                self._letters.append(ready.popleft())
             else:
-                ready.popleft()
-                self._try(delivery, self._sink, self._sink_headers)
-
-    def _try(self, delivery: _Delivery, target: Target, headers: Headers) -> None:
-        try:
-            self._send(delivery, target, headers)
-        except Exception as error:  # boundary: as for an answer
-            logger.exception("an event could not be sent by a fault", extra={"facts": delivery.facts()})
-            self.failed(delivery, error)
+                target, headers = self._sink, self._sink_headers
+                if target is None:
+                    self._letters.append(ready.popleft())
+                    continue
+            ready.popleft()
+            try:
+                self._send(delivery, target, headers)
+            except Exception as error:  # boundary: as for an answer
+                logger.exception("an event could not be sent by a fault", extra={"facts": delivery.facts()})
+                self.failed(delivery, error)
 
     def failed(self, delivery: _Delivery, error: Exception) -> None:
         """An attempt ended by a fault of the platform's own: it counts as one that failed, so that others follow."""
