@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal
 
 from broker.dispatching import Dispatching
@@ -21,6 +21,7 @@ from core.control.port import ResourceStore
 from core.errors import Unavailable
 from core.net.names import Names
 from core.net.types import Handler
+from core.resources import Resource
 from core.telemetry import Metrics
 
 __all__ = ["FOLLOWED", "ROLES", "BrokerNode", "Role"]
@@ -75,6 +76,7 @@ class BrokerNode:
         self._follower = Follower(store, FOLLOWED, self._changed, metrics=metrics)
         self._following: asyncio.Task[None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
+        self._knows = False
         self._draining = False
 
     @property
@@ -92,8 +94,14 @@ class BrokerNode:
         """Set once the Brokers and Triggers are known."""
         return self._follower.synced
 
-    async def start(self) -> None:
-        """Begin to follow the store; returns at once. Requests are asked to come back until `synced`."""
+    async def start(self, known: Sequence[Resource] = ()) -> None:
+        """Begin to follow the store; returns at once. Until `synced` the node goes by the Brokers and Triggers that are
+        `known` from elsewhere; where there are none, requests are asked to come back."""
+        if known:
+            self._go_by(
+                [resource for resource in known if resource.ref == BROKER],
+                [resource for resource in known if resource.ref == TRIGGER],
+            )
         self._following = asyncio.create_task(self._follower.run(), name="follow Brokers and Triggers")
         if self._dispatching is not None:
             work = self._dispatching.keep_house(self.synced.is_set)
@@ -121,8 +129,12 @@ class BrokerNode:
         return 0 if self._dispatching is None else self._dispatching.backlog(uid)
 
     def _changed(self, changes: Sequence[Observed]) -> None:
-        brokers = (broker for broker in self._follower.list(BROKER) if class_of(broker) in self._logs)
-        table = self._builder.build(brokers, self._follower.list(TRIGGER))
+        self._go_by(self._follower.list(BROKER), self._follower.list(TRIGGER))
+
+    def _go_by(self, brokers: Iterable[Resource], triggers: Iterable[Resource]) -> None:
+        self._knows = True
+        served = (broker for broker in brokers if class_of(broker) in self._logs)
+        table = self._builder.build(served, triggers)
         if self._dispatching is not None:  # first: a new Trigger hears what arrives from now on
             self._dispatching.swap(table)
         if self._ingress is not None:
@@ -134,4 +146,4 @@ class BrokerNode:
             return "This process is stopping."
         if self._following is None or self._following.done():
             return "The Brokers are not followed."
-        return "" if self.synced.is_set() else "The Brokers are not known yet."
+        return "" if self._knows else "The Brokers are not known yet."

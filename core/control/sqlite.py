@@ -19,8 +19,8 @@ import fcntl
 import os
 import random
 import sqlite3
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ from core.control.wakeups import Wakeups
 from core.errors import AlreadyExists, Corrupt, Unavailable
 from core.resources import Key, KindRef, Resource
 
-__all__ = ["MAX_CHANGES", "MAX_CHANGES_BYTES", "SqliteStore"]
+__all__ = ["MAX_CHANGES", "MAX_CHANGES_BYTES", "SqliteStore", "read_stored"]
 
 #: Changes kept for watches that resume: minutes of heavy use, days of light use, and read through in well under 1 s.
 MAX_CHANGES: Final = 10_000
@@ -243,6 +243,23 @@ class SqliteStore:
             raise Unavailable(f"The store {self._path} is closed.") from error
         except sqlite3.DatabaseError as error:
             raise _corrupt(self._path, str(error)) from error
+
+
+def read_stored(path: Path, kinds: Iterable[KindRef]) -> tuple[Resource, ...]:
+    """All resources of these kinds in the store at `path`, as they are now; () where there is no store yet. For any
+    process, beside the one that has it open. Raises Unavailable where it cannot be read."""
+    if not path.exists():
+        return ()
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)) as db:
+            if db.execute("PRAGMA user_version").fetchone()[0] != _SCHEMA_VERSION:
+                return ()  # its owner says what it thinks of that
+            marks = [lifecycle.kind_text(kind) for kind in kinds]
+            sql = f"SELECT body FROM objects WHERE kind IN ({', '.join('?' * len(marks))})"  # noqa: S608 - question marks
+            rows = db.execute(sql, marks).fetchall()
+    except sqlite3.Error as error:
+        raise Unavailable(f"The store {path} cannot be read now: {error}.") from error
+    return tuple(lifecycle.decode(body) for (body,) in rows)
 
 
 def _lock(path: Path) -> int:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 from broker.node import BrokerNode
+from broker.resources import BROKER, TRIGGER
 from broker.resources import KINDS as BROKER_KINDS
 from core.clock import SystemClock
 from core.control.rest import RestStore
+from core.control.sqlite import read_stored
+from core.errors import PenstockError
 from core.net.client import Client
 from core.net.names import Names
 from core.net.server import HttpServer
+from core.resources import Resource
 from core.telemetry import Metrics
 from penstock.standalone.eventlog import make_logs
 from penstock.standalone.process import Ending, run_process
 from penstock.standalone.settings import Settings
 
 __all__ = ["compose"]
+
+logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
@@ -39,12 +47,23 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
             clock=SystemClock(),
             metrics=metrics,
         )
-        await node.start()
+        await node.start(_last_known(Path(settings.data) / "store.db"))
         stack.push_async_callback(lambda: node.drain(ending.drain_s))
         server = HttpServer(node.handler)
         await server.start(settings.broker.socket())
         stack.push_async_callback(lambda: server.drain(ending.drain_s))
         yield
+
+
+def _last_known(store: Path) -> tuple[Resource, ...]:
+    """The Brokers and Triggers that stand in the store, so that events are taken and delivered although control, which
+    serves the store, is away when this process starts."""
+    try:
+        return read_stored(store, (BROKER, TRIGGER))
+    except PenstockError as error:
+        facts = {"error": str(error)}
+        logger.warning("the store cannot be read; waiting for the API to tell the Brokers", extra={"facts": facts})
+        return ()
 
 
 if __name__ == "__main__":

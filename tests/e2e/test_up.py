@@ -98,6 +98,19 @@ def test_no_platform_is_exit_code_4(tmp_path):
     assert "penstock up" in done.stderr
 
 
+def test_a_broker_that_starts_again_while_control_is_silent_goes_on_taking_events(platform, tmp_path):
+    platform.penstock("apply", "-f", str(write_hello(tmp_path)))
+    wait_until(lambda: platform.is_ready("broker", "default"), what="the Broker is ready")
+    pids = platform.pids()
+    os.kill(pids["control"], signal.SIGSTOP)
+    try:
+        os.kill(pids["broker"], signal.SIGKILL)
+        assert "stored" in platform.penstock("send", "--type", "hello", "--id", "meanwhile").stdout
+    finally:
+        os.kill(pids["control"], signal.SIGCONT)
+    wait_until(lambda: "got meanwhile" in platform.penstock("logs", "hello").stdout, what="the function got the event")
+
+
 def test_when_the_supervisor_is_killed_everything_ends_by_itself(tmp_path):
     manifest = write_hello(tmp_path)
     platform = Platform.start(data=tmp_path / "data", root=tmp_path)

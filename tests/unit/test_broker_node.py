@@ -11,10 +11,12 @@ from broker.log.port import Retention
 from broker.node import BrokerNode
 from broker.resources import BROKER, DEFAULT_CLASS, TRIGGER
 from core.control.memory import MemoryStore
+from core.control.port import Listing
+from core.errors import Unavailable
 from core.net.names import Names
-from core.resources import Key, ObjectMeta, Resource
+from core.resources import Key, KindRef, ObjectMeta, Resource
 from core.telemetry import Metrics
-from tests.support.broker import Answer, Spoken, Subscribers, ask, binary
+from tests.support.broker import Answer, Spoken, Subscribers, ask, binary, broker, trigger
 from tests.support.virtual_time import VirtualClock, run_virtual
 
 HERE = "scan.default.svc.cluster.local"
@@ -23,9 +25,9 @@ HERE = "scan.default.svc.cluster.local"
 class Running:
     """A started node with everything around it."""
 
-    def __init__(self) -> None:
+    def __init__(self, store: MemoryStore | None = None) -> None:
         self.clock = VirtualClock()
-        self.store = MemoryStore(clock=self.clock)
+        self.store = store or MemoryStore(clock=self.clock)
         self.log = MemoryLog(retention=Retention(max_age_s=100.0))
         self.subscribers = Subscribers()
         self.metrics = Metrics()
@@ -105,6 +107,29 @@ def test_events_go_on_flowing_while_the_store_is_away():
             assert (await running.send("e1")).status == 202
             await asyncio.sleep(1)
             assert running.subscribers.ids(HERE) == ["e1"]
+
+    run_virtual(main())
+
+
+class Away(MemoryStore):
+    """A store that nobody answers for."""
+
+    async def list(self, kind: KindRef, namespace: str | None = None) -> Listing:
+        raise Unavailable("The store is away.")
+
+
+def test_a_node_that_starts_while_the_store_is_away_goes_by_what_is_known_from_elsewhere():
+    async def main() -> None:
+        running = Running(Away())
+        known = [broker(), trigger("t", f"http://{HERE}/")]
+        await running.node.start(known)
+        await asyncio.sleep(2)
+        assert ask(running.node.handler, "/healthz", [], b"", method="GET").status == 200
+        assert (await running.send("e1")).status == 202
+        await asyncio.sleep(1)
+        assert running.subscribers.ids(HERE) == ["e1"]
+        assert not running.node.synced.is_set()
+        await running.node.drain(1)
 
     run_virtual(main())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.control.sqlite import SqliteStore
+from core.control.sqlite import SqliteStore, read_stored
 from core.errors import Corrupt, Gone, InvalidInput, Unavailable
 from core.limits import MAX_RESOURCE_BYTES
 from core.resources import KindRef, ObjectMeta, Resource
@@ -193,3 +193,19 @@ async def test_a_write_that_fails_changes_nothing_and_the_next_one_works(tmp_pat
         assert await store.get(made.key) == made
         changed = await store.update(made.with_spec({"size": 2}))
         assert int(changed.meta.resource_version) == int(made.meta.resource_version) + 1
+
+
+async def test_what_is_stored_can_be_read_beside_its_owner_and_after_it(tmp_path: Path):
+    path = tmp_path / "store.db"
+    assert read_stored(path, (FLOW,)) == ()
+    with closing(SqliteStore(path)) as store:
+        made = await store.create(flow("a"))
+        await store.create(Resource(ref=KindRef("other.dev", "v1", "Other"), meta=ObjectMeta(name="b"), body={}))
+        assert read_stored(path, (FLOW,)) == (made,)
+    assert read_stored(path, (FLOW,)) == (made,)
+
+
+def test_a_file_that_is_no_store_cannot_be_read_as_one(tmp_path: Path):
+    (tmp_path / "store.db").write_bytes(b"not a database at all" * 100)
+    with pytest.raises(Unavailable, match="cannot be read now"):
+        read_stored(tmp_path / "store.db", (FLOW,))
