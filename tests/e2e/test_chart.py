@@ -14,6 +14,7 @@ from broker.node import FOLLOWED as BROKER_FOLLOWS
 from core.resources import KindRef
 from core.resources.builtin import DEPLOYMENT, ENDPOINT_SLICE, EVENT, LEASE, POD, WORKLOADS
 from penstock.cluster.control import reconcilers_of
+from penstock.cluster.crds import custom_kinds
 from penstock.cluster.names import KIND as CLUSTER_SERVICE_KIND
 from penstock.cluster.names import SERVICE as CLUSTER_SERVICE
 from penstock.cluster.settings import Settings
@@ -246,6 +247,20 @@ def test_only_sources_read_secrets_each_by_its_name_and_nobody_may_do_everything
     assert not [each for each in found if "*" in each[1] + each[2]]
     without = chart.documents(chart.render(*chart.BASE, "sources.readSecrets=false"))
     assert not [right for right in rights(without, "sources") if right[0].startswith("secrets")]
+
+
+def test_people_may_read_every_kind_and_write_those_that_are_theirs(base: list[dict[str, Any]]):
+    kinds = {kind.ref: kind for kind in custom_kinds(registry())}
+    own = [ref for ref, kind in kinds.items() if not kind.internal]
+    writes = ("create", "update", "patch", "delete", "deletecollection")
+    assert rights(base, "view") == reading(kinds)
+    assert rights(base, "edit") == {(f"{PLURALS[ref]}.{ref.group}", verb, "") for ref in own for verb in writes}
+    labels = {
+        name: named(base, "ClusterRole", f"penstock-penstock-{name}")["metadata"]["labels"] for name in ("view", "edit")
+    }
+    assert labels["view"]["rbac.authorization.k8s.io/aggregate-to-view"] == "true"
+    assert labels["edit"]["rbac.authorization.k8s.io/aggregate-to-edit"] == "true"
+    assert labels["edit"]["rbac.authorization.k8s.io/aggregate-to-admin"] == "true"
 
 
 # ---- a real API server
