@@ -63,6 +63,7 @@ async def post(address: tuple[str, int], event_type: str, subject: str) -> bytes
 
 class MemoryHarness:
     refused = ("ImageNotMapped", "example.com/unknown")
+    namespace = "default"
     keeps_logs = True
 
     def __init__(self) -> None:
@@ -98,6 +99,7 @@ class TestMemoryInstances(InstancesConformance):
 
 class LocalHarness:
     refused = ("ImageNotMapped", "example.com/unknown")
+    namespace = "default"
     keeps_logs = True
 
     def __init__(self, directory: Path) -> None:

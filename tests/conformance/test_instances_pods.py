@@ -18,6 +18,7 @@ from tests.support.pod_world import PodStore, PodWorld
 
 class PodHarness:
     refused = ("InvalidPod", "spec.template.spec.restartPolicy")
+    namespace = "default"
     keeps_logs = False
 
     def __init__(self) -> None:

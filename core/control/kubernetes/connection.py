@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+import aiohttp
 import msgspec
 import yaml
 from kubernetes.aio.client import ApiClient, Configuration
@@ -15,7 +16,7 @@ from kubernetes.aio.config import ConfigException, load_kube_config
 
 from core.errors import InvalidInput
 
-__all__ = ["ApiClient", "Cluster", "ServiceAccount", "connected", "find_cluster"]
+__all__ = ["ApiClient", "Cluster", "ServiceAccount", "connected", "find_cluster", "reading"]
 
 #: Where the kubelet puts a pod's credentials, and the variables that say where the API server is.
 _ACCOUNT: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -50,6 +51,19 @@ def find_cluster(kubeconfig: str | None, context: str, environ: Mapping[str, str
         return ServiceAccount(server=f"https://{host}:{environ.get(_PORT, '443')}")
     home = Path(environ.get("HOME", "/")) / ".kube" / "config"
     return Cluster(kubeconfig=kubeconfig or environ.get("KUBECONFIG") or str(home), context=context)
+
+
+@asynccontextmanager
+async def reading(response: aiohttp.ClientResponse) -> AsyncIterator[aiohttp.ClientResponse]:
+    """The response while it is read. One that is given up before its end is cut off: the goodbye that TLS would wait
+    for outlives the client."""
+    try:
+        yield response
+    finally:
+        connection = response.connection
+        if connection is not None and connection.transport is not None:
+            connection.transport.abort()
+        response.close()
 
 
 @asynccontextmanager

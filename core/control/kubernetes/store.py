@@ -12,6 +12,7 @@ from kubernetes.aio.client import ApiClient
 
 from core.control.api import ApiStore, Document, set_back
 from core.control.api_status import error_of_answer
+from core.control.kubernetes.connection import reading
 from core.control.port import Change
 from core.errors import PenstockError, Unavailable
 from core.limits import CONNECT_TIMEOUT_S, MAX_RESOURCE_BYTES
@@ -74,7 +75,7 @@ class _ClusterTransport:
     ) -> bytes:
         timeout = aiohttp.ClientTimeout(total=_TIMEOUT_S, sock_connect=CONNECT_TIMEOUT_S)
         try:
-            async with await self._send(method, target, document, timeout) as response:
+            async with reading(await self._send(method, target, document, timeout)) as response:
                 return await self._read(response, max_bytes)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unavailable(error) from error
@@ -82,7 +83,7 @@ class _ClusterTransport:
     async def lines(self, target: str) -> AsyncGenerator[bytes, None]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=_WATCH_SILENCE_S)
         try:
-            async with await self._send("GET", target, None, timeout) as response:
+            async with reading(await self._send("GET", target, None, timeout)) as response:
                 if response.status >= 300:
                     await self._read(response, _MAX_ERROR_BYTES)
                 rest = b""

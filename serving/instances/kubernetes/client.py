@@ -9,6 +9,7 @@ from urllib.parse import quote, urlencode
 import aiohttp
 from kubernetes.aio.client import ApiClient
 
+from core.control.kubernetes.connection import reading
 from core.errors import NotFound, PenstockError, Unavailable
 from core.limits import CONNECT_TIMEOUT_S
 
@@ -43,7 +44,7 @@ class ClusterPodLogs:
             total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=None if follow else _SILENCE_S
         )
         try:
-            async with await self._get(target, timeout) as response:
+            async with reading(await self._get(target, timeout)) as response:
                 if response.status != 200:
                     said = (await response.content.read(_MAX_ERROR_BYTES)).decode(errors="replace")
                     raise _refused(response.status, f"{namespace}/{pod}", said)

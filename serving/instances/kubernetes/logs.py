@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from typing import Final, Protocol
 
 from core.errors import NotFound, PenstockError
@@ -44,8 +45,10 @@ async def told(logs: PodLogs, pods: Mapping[str, Resource], tail: int | None) ->
     for name, pod in sorted(pods.items()):
         container = serving_container_name(pod)
         try:
-            async for _, text in logs.read(pod.meta.namespace, name, container, tail=tail, since=None, follow=False):
-                yield LogLine(name, text)
+            reading = logs.read(pod.meta.namespace, name, container, tail=tail, since=None, follow=False)
+            async with aclosing(reading) as lines:
+                async for _, text in lines:
+                    yield LogLine(name, text)
         except NotFound:
             continue
 
@@ -91,12 +94,13 @@ async def _read(
     name, container, last, troubles = pod.meta.name, serving_container_name(pod), "", 0
     while name in present():
         try:
-            lines = logs.read(pod.meta.namespace, name, container, tail=tail, since=last or None, follow=True)
-            async for time, text in lines:
-                tail, troubles = None, 0
-                if time > last:
-                    await waiting.put(LogLine(name, text))
-                    last = time
+            reading = logs.read(pod.meta.namespace, name, container, tail=tail, since=last or None, follow=True)
+            async with aclosing(reading) as lines:
+                async for time, text in lines:
+                    tail, troubles = None, 0
+                    if time > last:
+                        await waiting.put(LogLine(name, text))
+                        last = time
         except NotFound:
             pass  # it starts, or ends
         except PenstockError as error:

@@ -38,7 +38,8 @@ async def serve(
         response = web.StreamResponse(headers={"Content-Type": "text/plain"})
         await response.prepare(request)
         follow = request.query.get("follow") == "true"
-        await _copy(home / f"{numbers[-1]}.log", response, request.query.get("tailLines", ""), follow and _still)
+        stamp = _Stamp(numbers[-1]) if request.query.get("timestamps") == "true" else bytes
+        await _copy(home / f"{numbers[-1]}.log", response, request.query.get("tailLines", ""), follow and _still, stamp)
         return response
 
     def _still(path: Path) -> bool:
@@ -57,16 +58,40 @@ async def serve(
     return runner, port
 
 
-async def _copy(path: Path, response: web.StreamResponse, tail: str, still: Callable[[Path], bool] | bool) -> None:
+async def _copy(
+    path: Path,
+    response: web.StreamResponse,
+    tail: str,
+    still: Callable[[Path], bool] | bool,
+    stamp: Callable[[bytes], bytes],
+) -> None:
     with path.open("rb") as log:
         if tail:
-            lines = log.readlines()
+            lines = [stamp(line) for line in log.readlines()]
             kept = lines[-int(tail) :] if int(tail) else []
             await response.write(b"".join(kept))
         while True:
             last = not still or not still(path)  # type: ignore[operator]
             while chunk := log.read(_CHUNK):
-                await response.write(chunk)
+                await response.write(stamp(chunk))
             if last:
                 return
             await asyncio.sleep(_POLL_S)
+
+
+class _Stamp:
+    """Puts a time before each line. Nobody wrote down the real ones; these sort as they would, over restarts too."""
+
+    def __init__(self, run: int) -> None:
+        self._next = run * 1_000_000
+        self._begins = True
+
+    def __call__(self, chunk: bytes) -> bytes:
+        stamped = []
+        for line in chunk.splitlines(keepends=True):
+            if self._begins:
+                stamped.append(b"2026-01-01T00:00:00.%09dZ " % self._next)
+                self._next += 1
+            self._begins = line.endswith(b"\n")
+            stamped.append(line)
+        return b"".join(stamped)
