@@ -9,7 +9,6 @@ from urllib.parse import quote, urlencode
 import aiohttp
 from kubernetes.aio.client import ApiClient
 
-from core.control.kubernetes.connection import reading
 from core.errors import NotFound, PenstockError, Unavailable
 from core.limits import CONNECT_TIMEOUT_S
 
@@ -44,13 +43,16 @@ class ClusterPodLogs:
             total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=None if follow else _SILENCE_S
         )
         try:
-            async with reading(await self._get(target, timeout)) as response:
+            response = await self._get(target, timeout)
+            try:
                 if response.status != 200:
                     said = (await response.content.read(_MAX_ERROR_BYTES)).decode(errors="replace")
                     raise _refused(response.status, f"{namespace}/{pod}", said)
                 async for line in _lines(response.content):
                     time, _, text = line.decode(errors="replace").partition(" ")
                     yield time, text
+            finally:
+                _let_go(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unavailable(f"The log of the pod {namespace}/{pod} cannot be read: {error!r}.") from error
 
@@ -78,6 +80,14 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncGenerator[bytes]:
             rest = b""
     if rest:
         yield rest
+
+
+def _let_go(response: aiohttp.ClientResponse) -> None:
+    """One that is given up before its end is cut off: TLS's goodbye would outlive the client."""
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    response.close()
 
 
 def _refused(status: int, pod: str, said: str) -> PenstockError:
