@@ -93,16 +93,22 @@ def test_there_is_a_case_for_every_part_of_the_values():
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        pytest.param((), "eventLog.kind is not set: the platform needs something that keeps its events", id="no log"),
+        pytest.param((), "Nothing is named that keeps events", id="no log"),
         pytest.param(("eventLog.kind=redis",), "Set eventLog.redis.url", id="redis without address"),
-        pytest.param(("eventLog.kind=kafka",), "Set eventLog.kafka.bootstrapServers", id="kafka without address"),
+        pytest.param(("eventLog.kind=kafka",), "Set eventLog.kafka.servers", id="kafka without address"),
         pytest.param(
             ("eventLog.kind=redis", "eventLog.redis.url=redis://a:1/0", "eventLog.redis.existingSecret=b"),
             "are both set",
             id="two addresses",
         ),
         pytest.param(("redis.install=true", "eventLog.redis.url=redis://a:1/0"), "names another one", id="two redises"),
-        pytest.param(("redis.install=true", "eventLog.kind=kafka"), "nothing would use it", id="an idle redis"),
+        pytest.param(
+            ("redis.install=true", "eventLog.kafka.servers=a:1"), "it is not said which of them", id="two logs"
+        ),
+        pytest.param(
+            ("eventLog.kafka.servers=a:1", "eventLog.kafka.existingSecret=b"), "are both set", id="two kafkas"
+        ),
+        pytest.param(("eventLog.kafka.servers=kafka",), "/eventLog/kafka/servers", id="kafka without port"),
         pytest.param(("eventLog.kind=sqlite",), "must be one of '', 'redis', 'kafka'", id="unknown log"),
         pytest.param(("redis.install=true", "gatway.replicas=3"), "'gatway' not allowed", id="misspelt"),
         pytest.param(("redis.install=true", "gateway.replica=3"), "'replica' not allowed", id="misspelt inside"),

@@ -36,20 +36,19 @@ CASES: Final[dict[str, tuple[str, ...]]] = {
     "base": (),
     "redis-url": (
         "redis.install=false",
-        "eventLog.kind=redis",
         "eventLog.redis.url=rediss://:secret@redis.example:6380/2",
     ),
     "redis-secret": (
         "redis.install=false",
-        "eventLog.kind=redis",
         "eventLog.redis.existingSecret=my-redis",
         "eventLog.redis.secretKey=address",
     ),
     "kafka": (
         "redis.install=false",
-        "eventLog.kind=kafka",
-        r"eventLog.kafka.bootstrapServers=kafka-0.example:9092\,kafka-1.example:9092",
+        r"eventLog.kafka.servers=kafka-0.example:9092\,kafka-1.example:9092",
     ),
+    "kafka-secret": ("redis.install=false", "eventLog.kafka.existingSecret=my-kafka", "eventLog.kafka.secretKey=where"),
+    "both-logs": ("eventLog.kind=kafka", "eventLog.kafka.servers=kafka.example:9092"),
     "redis-without-volume": ("redis.persistence.enabled=false",),
     "log-name": ("eventLog.name=events",),
     "image": (

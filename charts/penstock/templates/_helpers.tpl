@@ -26,34 +26,50 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
 
-{{/* redis or kafka; stops the installation with what to do where it has not been said. */}}
-{{- define "penstock.logKind" -}}
-{{- $kind := .Values.eventLog.kind | default (ternary "redis" "" .Values.redis.install) -}}
-{{- $redis := .Values.eventLog.redis -}}
-{{- if not $kind -}}
-{{- fail "\n\neventLog.kind is not set: the platform needs something that keeps its events. One of:\n  --set redis.install=true                                      (one node, for trying out)\n  --set eventLog.kind=redis --set eventLog.redis.url=redis://HOST:6379/0\n  --set eventLog.kind=redis --set eventLog.redis.existingSecret=NAME\n  --set eventLog.kind=kafka --set eventLog.kafka.bootstrapServers=HOST:9092\n" -}}
+{{/* "true" where the release has that log, "" where it has not. */}}
+{{- define "penstock.hasRedis" -}}
+{{- with .Values.eventLog.redis -}}
+{{- if or $.Values.redis.install .url .existingSecret -}}true{{- end -}}
 {{- end -}}
-{{- if eq $kind "redis" -}}
-{{- if and (not .Values.redis.install) (not $redis.url) (not $redis.existingSecret) -}}
-{{- fail "\n\neventLog.kind is redis, and it is not said where that is. Set eventLog.redis.url, or eventLog.redis.existingSecret (a Secret with the URL under the key eventLog.redis.secretKey), or redis.install=true.\n" -}}
-{{- end -}}
-{{- if and $redis.url $redis.existingSecret -}}
-{{- fail "\n\neventLog.redis.url and eventLog.redis.existingSecret are both set. Leave one of them out.\n" -}}
-{{- end -}}
-{{- if and .Values.redis.install (or $redis.url $redis.existingSecret) -}}
-{{- fail "\n\nredis.install=true brings a Redis, and eventLog.redis names another one. Leave one of them out.\n" -}}
-{{- end -}}
-{{- else if .Values.redis.install -}}
-{{- fail "\n\nredis.install=true brings a Redis, and eventLog.kind is kafka: nothing would use it. Leave one of them out.\n" -}}
-{{- else if not .Values.eventLog.kafka.bootstrapServers -}}
-{{- fail "\n\neventLog.kind is kafka, and it is not said where that is. Set eventLog.kafka.bootstrapServers (HOST:PORT, with commas between several).\n" -}}
-{{- end -}}
-{{- $kind -}}
 {{- end -}}
 
-{{/* The Secret with the Redis' URL, and its key. */}}
-{{- define "penstock.redisSecret" -}}
-{{- .Values.eventLog.redis.existingSecret | default (printf "%s-event-log" (include "penstock.fullname" .)) -}}
+{{- define "penstock.hasKafka" -}}
+{{- with .Values.eventLog.kafka -}}
+{{- if or .servers .existingSecret -}}true{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* redis or kafka: the one that is said, or the only one that there is. Stops the installation with what to do. */}}
+{{- define "penstock.logKind" -}}
+{{- $kind := .Values.eventLog.kind -}}
+{{- $redis := include "penstock.hasRedis" . -}}
+{{- $kafka := include "penstock.hasKafka" . -}}
+{{- with .Values.eventLog.redis -}}
+{{- if and .url .existingSecret -}}
+{{- fail "\n\neventLog.redis.url and eventLog.redis.existingSecret are both set. Leave one of them out.\n" -}}
+{{- end -}}
+{{- if and $.Values.redis.install (or .url .existingSecret) -}}
+{{- fail "\n\nredis.install=true brings a Redis, and eventLog.redis names another one. Leave one of them out.\n" -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.eventLog.kafka.servers .Values.eventLog.kafka.existingSecret -}}
+{{- fail "\n\neventLog.kafka.servers and eventLog.kafka.existingSecret are both set. Leave one of them out.\n" -}}
+{{- end -}}
+{{- if and (eq $kind "redis") (not $redis) -}}
+{{- fail "\n\neventLog.kind is redis, and it is not said where that is. Set eventLog.redis.url, or eventLog.redis.existingSecret (a Secret with the URL under the key eventLog.redis.secretKey), or redis.install=true.\n" -}}
+{{- else if and (eq $kind "kafka") (not $kafka) -}}
+{{- fail "\n\neventLog.kind is kafka, and it is not said where that is. Set eventLog.kafka.servers (HOST:PORT, with commas between several), or eventLog.kafka.existingSecret (a Secret with that under the key eventLog.kafka.secretKey).\n" -}}
+{{- else if $kind -}}
+{{- $kind -}}
+{{- else if and $redis $kafka -}}
+{{- fail "\n\nThere is a Redis and a Kafka, and it is not said which of them keeps the events of Brokers that ask for no class. Set eventLog.kind to redis or kafka.\n" -}}
+{{- else if $redis -}}
+redis
+{{- else if $kafka -}}
+kafka
+{{- else -}}
+{{- fail "\n\nNothing is named that keeps events until they are delivered. One of:\n  --set redis.install=true                                      (one node, for trying out)\n  --set eventLog.redis.url=redis://HOST:6379/0\n  --set eventLog.redis.existingSecret=NAME\n  --set eventLog.kafka.servers=HOST:9092\n  --set eventLog.kafka.existingSecret=NAME\n" -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "penstock.redisURL" -}}
@@ -64,22 +80,27 @@ redis://{{ include "penstock.fullname" . }}-redis.{{ .Release.Namespace }}.svc:6
 {{- end -}}
 {{- end -}}
 
-{{/* What roles that read or write events are told of the log: arguments, and a variable where it may hold a password. */}}
+{{/* What roles that read or write events are told of the logs: arguments, and variables where they may hold a password. */}}
 {{- define "penstock.logArguments" -}}
 - --broker-log={{ include "penstock.logKind" . }}
 - --log-name={{ .Values.eventLog.name | default (printf "%s-%s" .Release.Namespace .Release.Name) }}
-{{- if eq (include "penstock.logKind" .) "kafka" }}
-- --kafka-servers={{ .Values.eventLog.kafka.bootstrapServers }}
-{{- end }}
 {{- end -}}
 
 {{- define "penstock.logEnvironment" -}}
-{{- if eq (include "penstock.logKind" .) "redis" }}
+{{- $own := printf "%s-event-log" (include "penstock.fullname" .) -}}
+{{- if include "penstock.hasRedis" . }}
 - name: PENSTOCK_REDIS_URL
   valueFrom:
     secretKeyRef:
-      name: {{ include "penstock.redisSecret" . }}
-      key: {{ ternary .Values.eventLog.redis.secretKey "url" (not (empty .Values.eventLog.redis.existingSecret)) }}
+      name: {{ .Values.eventLog.redis.existingSecret | default $own }}
+      key: {{ ternary .Values.eventLog.redis.secretKey "redis-url" (not (empty .Values.eventLog.redis.existingSecret)) }}
+{{- end }}
+{{- if include "penstock.hasKafka" . }}
+- name: PENSTOCK_KAFKA_BOOTSTRAP_SERVERS
+  valueFrom:
+    secretKeyRef:
+      name: {{ .Values.eventLog.kafka.existingSecret | default $own }}
+      key: {{ ternary .Values.eventLog.kafka.secretKey "kafka-servers" (not (empty .Values.eventLog.kafka.existingSecret)) }}
 {{- end }}
 {{- end -}}
 
@@ -144,7 +165,7 @@ spec:
         {{- end }}
         {{- if .log }}
         # A new address of the log makes new pods.
-        checksum/event-log: {{ include "penstock.redisURL" .root | sha256sum }}
+        checksum/event-log: {{ printf "%s %s" (include "penstock.redisURL" .root) .root.Values.eventLog.kafka.servers | sha256sum }}
         {{- end }}
         {{- with .values.podAnnotations }}
         {{- toYaml . | nindent 8 }}
