@@ -138,8 +138,8 @@ class World:
             finally:
                 stop.set()
 
-    async def all_delivered(self) -> None:
-        """Every accepted event and the reply to it came to every subscriber."""
+    async def all_delivered(self) -> int:
+        """Every accepted event and the reply to it came to every subscriber. Answers how many came again."""
         got, accepted = self.subscriber.got, self.accepted
         wanted = accepted | {f"reply-{event_id}" for event_id in accepted}
         try:
@@ -153,6 +153,7 @@ class World:
             again = self.subscriber.deliveries - seen
             print(f"accepted {len(accepted)}, delivered {seen}, delivered again {again}, missing {missing}")
         assert accepted
+        return again
 
 
 @pytest.fixture
@@ -232,6 +233,26 @@ async def test_any_of_several_ingress_and_dispatch_processes_may_be_killed_and_e
         assert max(changes.values()) <= 2 * (KILLS + len(dispatch))
         assert all(senders for senders in world.subscriber.senders.values())
         for broker in (*ingress, *dispatch):
+            assert await broker.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.service("redis")
+async def test_dispatch_processes_that_join_and_end_in_order_hand_triggers_over_and_deliver_nothing_twice(
+    shared_log: Callable[[str], str],
+):
+    async with World(seeded()) as world:
+        ingress = world.broker(shared_log("i"), "ingress")
+        dispatch = [world.broker(shared_log(f"d{n}"), "dispatch") for n in range(4)]
+        await asyncio.gather(ingress.start(), dispatch[0].start())
+        async with world.sending([ingress.port]):
+            for leaving, joining in itertools.pairwise(dispatch):
+                await joining.start()
+                await asyncio.sleep(0.5)
+                assert await leaving.end(signal.SIGTERM) == 0
+                await asyncio.sleep(0.3)
+        assert await world.all_delivered() == 0
+        assert all(len(senders) == len(set(senders)) > 1 for senders in world.subscriber.senders.values())
+        for broker in (ingress, dispatch[-1]):
             assert await broker.end(signal.SIGTERM) == 0
 
 

@@ -29,6 +29,9 @@ from core.net.server import HttpServer
 from core.resources import KindRef, ObjectMeta, Resource
 from core.telemetry import Metrics
 
+#: On a busy machine; what is under way takes milliseconds.
+DRAIN_S = 5.0
+
 
 def broker(name: str = "default", **spec: object) -> Resource:
     return Resource(
@@ -87,8 +90,8 @@ async def main(roles: str, where: str, port: int, uris: list[str]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     print(f"ready {server.address[1]}", flush=True)
     await stop.wait()
-    await server.drain(1.0)
-    await node.drain(1.0)
+    await server.drain(DRAIN_S)
+    await node.drain(DRAIN_S)
     await client.close()
     await log.close()
 
