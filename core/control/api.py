@@ -109,7 +109,10 @@ class ApiStore:
         following = ""
         for _ in range(_MAX_PAGES):
             query = f"?limit={_PAGE}" + (f"&continue={quote(following, safe='')}" if following else "")
-            body = await self._transport.call("GET", collection + query, max_bytes=_MAX_PAGE_BYTES)
+            try:
+                body = await self._transport.call("GET", collection + query, max_bytes=_MAX_PAGE_BYTES)
+            except NotFound as error:
+                raise self._not_served(kind) from error
             try:
                 page = _LIST.decode(body)
                 items += [self._of_document(kind, document) for document in page.items or ()]
@@ -126,11 +129,14 @@ class ApiStore:
         since = max(since, lifecycle.FIRST_VERSION)
         query = f"?watch=1&resourceVersion={since}&allowWatchBookmarks=true&timeoutSeconds={_WATCH_S}"
         async with aclosing(self._transport.lines(self._collection(kind, namespace) + query)) as lines:
-            async for line in lines:
-                change = self._change(kind, line)
-                if change.version < since:
-                    raise set_back(since, change.version)
-                yield change
+            try:
+                async for line in lines:
+                    change = self._change(kind, line)
+                    if change.version < since:
+                        raise set_back(since, change.version)
+                    yield change
+            except NotFound as error:
+                raise self._not_served(kind) from error
 
     async def create(self, resource: Resource) -> Resource:
         lifecycle.check_named(resource)
@@ -176,7 +182,10 @@ class ApiStore:
 
     async def _newest(self, kind: KindRef, namespace: str | None) -> int:
         """The version that the server is at."""
-        body = await self._transport.call("GET", self._collection(kind, namespace) + "?limit=1")
+        try:
+            body = await self._transport.call("GET", self._collection(kind, namespace) + "?limit=1")
+        except NotFound as error:
+            raise self._not_served(kind) from error
         try:
             return int(_LIST.decode(body).metadata.resource_version)
         except (msgspec.MsgspecError, ValueError) as error:
@@ -219,6 +228,10 @@ class ApiStore:
             # Often longer than all the rest, of no use to a controller, and kept by the server where a write has none.
             resource = resource.with_meta(managed_fields=())
         return self._settle(self._kinds[ref], resource) if self._settle else resource
+
+    def _not_served(self, kind: KindRef) -> NotFound:
+        where = self._transport.where
+        return NotFound(f"The API server at {where} has no kind {kind} ({kind.api_version}). Install its definition.")
 
     def _unreadable(self, what: str, error: Exception) -> PenstockError:
         return Corrupt(f"The API server at {self._transport.where} sent {what} that cannot be read: {error}.")

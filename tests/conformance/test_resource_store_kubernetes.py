@@ -171,9 +171,9 @@ async def test_managed_fields_are_left_to_the_server(store: KubernetesStore, kub
 async def test_a_kind_that_the_cluster_does_not_have_is_not_found(client: ApiClient):
     ref = KindRef("absent.penstock.dev", "v1", "Absent")
     store = KubernetesStore(client, (Kind(ref=ref, plural="absents", singular="absent"),))
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match="Install its definition"):
         await store.list(ref)
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound, match="Install its definition"):
         await take(store.watch(ref, 1), 1)
 
 
