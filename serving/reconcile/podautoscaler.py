@@ -47,7 +47,9 @@ def scaling_status(
         scaler,
         conditions,
         now,
+        # Knative's own definition, which may be the one in a cluster, requires both.
         serviceName=scaler.meta.name,
+        metricsServiceName=scaler.meta.name,
         desiredScale=state.desired if state.desired >= 0 else None,
         actualScale=ready,
     )

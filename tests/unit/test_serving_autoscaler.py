@@ -115,6 +115,8 @@ def test_a_service_becomes_ready_by_starting_one_instance_and_goes_to_zero_when_
             assert await it.condition(SERVICE, "hello") == ("True", "")
             scaler = await it.get(POD_AUTOSCALER, "hello-00001")
             assert (scaler.status["desiredScale"], scaler.status["actualScale"]) == (1, 1)
+            # Without them, Knative's own definition refuses the status.
+            assert {"serviceName", "metricsServiceName"} <= scaler.status.keys()
             assert await it.condition(POD_AUTOSCALER, "hello-00001", "ScaleTargetInitialized") == ("True", "")
             await asyncio.sleep(10)
             assert it.running() == []
