@@ -185,7 +185,7 @@ def endpoint_slice(instance: Instance, revision: Resource, whose: Holding | None
         "targetRef": {"kind": "Pod", "namespace": instance.namespace, "name": instance.name},
     }
     body = {
-        "addressType": "IPv4",
+        "addressType": "IPv6" if ":" in host else "IPv4",
         "endpoints": [endpoint],
         "ports": [{"name": "http", "protocol": "TCP", "port": port}],
     }

@@ -4,24 +4,54 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 
 import pytest
 from msgspec.structs import replace
 
 from core.control.cache import Follower
+from core.control.kubernetes.connection import ApiClient, connected
 from core.control.kubernetes.connection import Cluster as Connection
-from core.control.kubernetes.connection import connected
 from core.control.kubernetes.store import KubernetesStore
 from core.resources import Key, KindRef, ObjectMeta, OwnerReference, Resource
-from core.resources.builtin import CONFIG_MAP, DEPLOYMENT, KINDS, WORKLOADS
+from core.resources.builtin import CONFIG_MAP, DEPLOYMENT, KINDS, POD, WORKLOADS
 from serving.instances.kubernetes.client import ClusterPodLogs
 from serving.instances.kubernetes.pods import FOLLOWED, PodInstances
-from serving.instances.port import InstanceSpec, PodTemplate
-from tests.conformance.instances import InstancesConformance, Watched
+from serving.instances.kubernetes.template import PRE_STOP_S
+from serving.instances.port import Instance, InstanceSpec, PodTemplate
+from serving.published import endpoint_slice
+from tests.conformance.instances import DEADLINE_S, InstancesConformance, Watched
 from tests.conformance.test_instances import FUNCTION, post
 from tests.support.kubelet.cluster import Cluster
 
 IMAGE = "example.com/checkout"
+
+
+#: Longer than a pod serves on before its SIGTERM, so that the request is under way when it comes.
+LONG_REQUEST_S = PRE_STOP_S + 2
+LONG = f"""
+    if event.get_type() == "long":
+        time.sleep({LONG_REQUEST_S})
+"""
+
+
+class Control:
+    """What a control process holds: a follower, and the adapter that runs on it."""
+
+    def __init__(self, client: ApiClient, store: KubernetesStore, namespace: str) -> None:
+        self.follower = Follower(store, FOLLOWED)
+        self.instances = PodInstances(store=store, follower=self.follower, logs=ClusterPodLogs(client))
+        self.watched = Watched(self.instances, namespace)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        self._tasks = [asyncio.create_task(one.run()) for one in (self.follower, self.instances)]
+        await self.follower.synced.wait()
+
+    async def end(self, *more: asyncio.Task[None]) -> None:
+        for task in (*self._tasks, *more):
+            task.cancel()
+        await asyncio.gather(*self._tasks, *more, return_exceptions=True)
 
 
 class ClusterHarness:
@@ -30,12 +60,14 @@ class ClusterHarness:
     refused = ("InvalidPod", "restartPolicy")
     keeps_logs = False
 
-    def __init__(self, store: KubernetesStore, instances: PodInstances, namespace: str, owner: Resource) -> None:
+    def __init__(self, client: ApiClient, store: KubernetesStore, namespace: str, owner: Resource) -> None:
         self.store = store
-        self.instances = instances
         self.namespace = namespace
         self.owner = owner
-        self.watched = Watched(instances, namespace)
+        self.successor = Control(client, store, namespace)
+        self.control = Control(client, store, namespace)
+        self.instances = self.control.instances
+        self.watched = self.control.watched
 
     def spec(self, revision: str = "hello-00001", **changed: object) -> InstanceSpec:
         meta = self.owner.meta
@@ -76,30 +108,133 @@ class ClusterHarness:
     async def write(self, name: str, text: str) -> None:
         assert b" 204 " in await self.send(name, "say", text)
 
+    async def begun(self, count: int) -> list[str]:
+        names = await self.watched.begun(self.spec(), count)
+        await self.watched.ready(*names)
+        return names
+
     async def deployment(self) -> Resource:
         return await self.store.get(Key(DEPLOYMENT, self.namespace, "hello-00001-deployment"))
 
-    async def count(self, kind: KindRef) -> int:
-        return len((await self.store.list(kind, self.namespace)).items)
+    async def none_left(self, kind: KindRef) -> None:
+        """Wait until there is nothing of the kind."""
+        listing = await self.store.list(kind, self.namespace)
+        left = {one.meta.name for one in listing.items}
+        async with (
+            asyncio.timeout(DEADLINE_S),
+            aclosing(self.store.watch(kind, listing.version, self.namespace)) as changes,
+        ):
+            while left:
+                change = await anext(changes)
+                if change.type == "DELETED" and change.resource is not None:
+                    left.discard(change.resource.meta.name)
 
 
 @pytest.fixture
 async def pods(cluster: Cluster, namespace: str) -> AsyncIterator[ClusterHarness]:
     async with connected(Connection(kubeconfig=str(cluster.plane.access.kubeconfig))) as client:
         store = KubernetesStore(client, (*KINDS, *WORKLOADS))
-        follower = Follower(store, FOLLOWED)
-        instances = PodInstances(store=store, follower=follower, logs=ClusterPodLogs(client))
         meta = ObjectMeta(name="hello-00001", namespace=namespace)
-        owner = await store.create(Resource(ref=CONFIG_MAP, meta=meta, body={"data": {"function.py": FUNCTION}}))
-        running = [asyncio.create_task(one.run()) for one in (follower, instances)]
-        await follower.synced.wait()
-        yield ClusterHarness(store, instances, namespace, owner)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
+        owner = await store.create(Resource(ref=CONFIG_MAP, meta=meta, body={"data": {"function.py": FUNCTION + LONG}}))
+        harness = ClusterHarness(client, store, namespace, owner)
+        await harness.control.start()
+        yield harness
+        await harness.control.end()
 
 
 class TestPodInstances(InstancesConformance):
     @pytest.fixture
     def harness(self, pods: ClusterHarness) -> ClusterHarness:
         return pods
+
+
+async def test_the_pod_that_was_chosen_goes_and_first_ends_what_it_is_doing(pods: ClusterHarness) -> None:
+    names = await pods.begun(3)
+    under_way = asyncio.create_task(pods.send(names[1], "long", "x"))
+    await pods.instances.stop(pods.namespace, names[1])
+    assert b" 204 " in await under_way
+    assert pods.watched.present == [names[0], names[2]]
+    assert {pods.watched.latest(name).phase for name in pods.watched.present} == {"ready"}
+    assert (await pods.deployment()).spec["replicas"] == 2
+
+
+async def test_several_go_at_once_and_the_others_are_not_touched(pods: ClusterHarness) -> None:
+    names = await pods.begun(5)
+    chosen = {names[0], names[2], names[3]}
+    await asyncio.gather(*(pods.instances.stop(pods.namespace, name) for name in chosen))
+    assert set(pods.watched.present) == set(names) - chosen
+    assert [pods.watched.phases(name)[-1] for name in names if name not in chosen] == ["ready", "ready"]
+    assert (await pods.deployment()).spec["replicas"] == 2
+
+
+async def test_a_stop_that_a_crash_broke_off_is_ended_by_the_next_process(
+    cluster: Cluster, pods: ClusterHarness
+) -> None:
+    names = await pods.begun(2)
+    cluster.plane.manager.pause()
+    try:
+        stopping = asyncio.create_task(pods.instances.stop(pods.namespace, names[0]))
+        await pods.watched.until(lambda: pods.watched.latest(names[0]).phase == "draining")
+        await pods.control.end(stopping)
+    finally:
+        cluster.plane.manager.resume()
+    await pods.successor.start()
+    watched = pods.successor.watched
+    await watched.until(lambda: watched.present == [names[1]])
+    assert watched.latest(names[1]).phase == "ready"
+    await pods.successor.end()
+
+
+async def test_a_pod_that_somebody_deletes_drains_and_another_comes(cluster: Cluster, pods: ClusterHarness) -> None:
+    (name,) = await pods.begun(1)
+    await pods.store.delete(Key(POD, pods.namespace, name))
+    await pods.watched.until(lambda: pods.watched.latest(name).phase == "draining")
+    await pods.watched.until(lambda: pods.watched.latest(name).phase == "gone" and len(pods.watched.present) == 1)
+    await pods.watched.ready(*pods.watched.present)
+
+
+async def test_an_image_that_does_not_exist_is_told_as_kubernetes_tells_it(pods: ClusterHarness) -> None:
+    (name,) = await pods.watched.begun(pods.spec(image="example.com/nobody/made-this:1"), 1)
+    await pods.watched.until(lambda: pods.watched.latest(name).phase == "waiting")
+    waiting = pods.watched.latest(name)
+    assert waiting.reason in ("ErrImagePull", "ImagePullBackOff")
+    assert "example.com/nobody/made-this:1" in waiting.message
+    await pods.instances.stop(pods.namespace, name)
+
+
+async def test_with_the_revision_everything_goes(pods: ClusterHarness) -> None:
+    names = await pods.begun(2)
+    await pods.store.delete(pods.owner.key)
+    await asyncio.gather(*(pods.instances.stop(pods.namespace, name) for name in names))
+    await pods.none_left(DEPLOYMENT)
+    await pods.none_left(POD)
+    assert pods.watched.present == []
+
+
+async def test_while_the_api_server_is_away_a_stop_waits_and_then_goes_on(
+    cluster: Cluster, pods: ClusterHarness
+) -> None:
+    names = await pods.begun(2)
+    await asyncio.to_thread(cluster.plane.apiserver.kill)
+    stopping = asyncio.create_task(pods.instances.stop(pods.namespace, names[0]))
+    assert b" 204 " in await pods.send(names[0], "say", "still here")
+    await asyncio.to_thread(cluster.plane.apiserver.start)
+    async with asyncio.timeout(2 * DEADLINE_S):
+        await stopping
+    assert pods.watched.present == [names[1]]
+
+
+@pytest.mark.parametrize("host", ["10.244.3.4", "fd00::1:2"], ids=["IPv4", "IPv6"])
+async def test_an_instances_endpoint_slice_is_stored_as_it_is_written(pods: ClusterHarness, host: str) -> None:
+    instance = Instance(
+        name="hello-00001-deployment-1",
+        namespace=pods.namespace,
+        revision="hello-00001",
+        phase="ready",
+        address=(host, 8080),
+    )
+    wanted = endpoint_slice(instance, pods.owner, None)
+    stored = await pods.store.create(wanted)
+    assert stored.body == wanted.body
+    again = await pods.store.update(wanted.with_meta(resource_version=stored.meta.resource_version))
+    assert again.meta.resource_version == stored.meta.resource_version
