@@ -59,7 +59,7 @@ class BrokerNode:
     ) -> None:
         self._logs = dict(logs)
         self._builder = TableBuilder()
-        self._pages = Pages(metrics=metrics, problem=self._problem)
+        self._pages = Pages(metrics=metrics, problem=self.problem)
         self._ingress: Ingress | None = None
         self._dispatching: Dispatching | None = None
         if "ingress" in roles:
@@ -124,6 +124,14 @@ class BrokerNode:
                 facts = {"error": str(error)}
                 logger.error("progress was not kept; some events will be delivered again", extra={"facts": facts})
 
+    def problem(self) -> str:
+        """Why this process should get nothing to do, "" where it should."""
+        if self._draining:
+            return "This process is stopping."
+        if self._following is None or self._following.done():
+            return "The Brokers are not followed."
+        return "" if self._knows else "The Brokers are not known yet."
+
     def backlog(self, uid: str) -> int:
         """How many events wait for the Trigger of this uid in this process, at most."""
         return 0 if self._dispatching is None else self._dispatching.backlog(uid)
@@ -139,11 +147,3 @@ class BrokerNode:
             self._dispatching.swap(table)
         if self._ingress is not None:
             self._ingress.swap(table)
-
-    def _problem(self) -> str:
-        """Why this process should get nothing to do, "" where it should."""
-        if self._draining:
-            return "This process is stopping."
-        if self._following is None or self._following.done():
-            return "The Brokers are not followed."
-        return "" if self._knows else "The Brokers are not known yet."

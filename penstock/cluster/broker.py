@@ -22,7 +22,7 @@ async def compose_ingress(frame: Frame) -> Callable[[], str]:
     node = await _node(frame, Client(), "ingress")
     server = await frame.serve(node.handler, frame.settings.port)
     frame.stack.push_async_callback(lambda: server.drain(frame.ending.drain_s))
-    return lambda: _problem(node)
+    return node.problem
 
 
 async def compose_dispatcher(frame: Frame) -> Callable[[], str]:
@@ -32,7 +32,7 @@ async def compose_dispatcher(frame: Frame) -> Callable[[], str]:
     frame.stack.push_async_callback(client.close)
     await frame.stack.enter_async_context(running(peers=peers.run()))
     node = await _node(frame, client, "dispatch")
-    return lambda: _problem(node)
+    return node.problem
 
 
 async def _node(frame: Frame, client: Client, role: Role) -> BrokerNode:
@@ -50,7 +50,3 @@ async def _node(frame: Frame, client: Client, role: Role) -> BrokerNode:
     await node.start()
     frame.stack.push_async_callback(lambda: node.drain(frame.ending.drain_s))
     return node
-
-
-def _problem(node: BrokerNode) -> str:
-    return "" if node.synced.is_set() else "waiting for the first listing from the API"

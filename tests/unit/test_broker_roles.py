@@ -136,6 +136,28 @@ def test_the_triggers_of_a_broker_that_is_gone_wait_with_their_positions_until_i
     run_virtual(main())
 
 
+def test_the_triggers_of_a_broker_that_is_made_anew_in_another_class_go_over_to_that_log():
+    async def main() -> None:
+        world, log, other = World(), MemoryLog(), MemoryLog()
+        await world.broker("default")
+        made = await world.trigger("t", "default")
+        node = await world.node({DEFAULT_CLASS: log, REDIS_CLASS: other})
+        await asyncio.sleep(2)
+        await send(node, "e1")
+        await asyncio.sleep(1)
+        await world.store.delete(Key(BROKER, "default", "default"))
+        await world.broker("default", REDIS_CLASS)
+        await asyncio.sleep(1)
+        await send(node, "e2")
+        await asyncio.sleep(1)
+        assert world.subscribers.ids(HERE) == ["e1", "e2"]
+        assert not log.subscriptions()
+        assert tuple(other.subscriptions()) == (made.meta.uid,)
+        await world.end()
+
+    run_virtual(main())
+
+
 def test_a_part_of_a_table_is_what_one_log_has_to_do_with():
     redis = broker("other").with_meta(annotations={CLASS_ANNOTATION: REDIS_CLASS})
     triggers = [trigger("mine"), trigger("theirs", broker="other"), trigger("waiting", broker="none")]
