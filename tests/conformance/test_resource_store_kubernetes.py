@@ -14,7 +14,7 @@ from core.clock import SystemClock
 from core.control import api
 from core.control.cache import Follower
 from core.control.events import EventRecorder, Note
-from core.control.kubernetes.connection import Cluster, ServiceAccount, connected, find_cluster
+from core.control.kubernetes.connection import Cluster, ServiceAccount, connected
 from core.control.kubernetes.store import KubernetesStore
 from core.control.leader import Election, ElectionTimes
 from core.errors import Gone, InvalidInput, NotFound, Unavailable
@@ -279,26 +279,3 @@ async def test_a_follower_keeps_its_state_while_the_api_server_is_away_and_catch
         assert follower.get(made.key) == later
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
-
-
-def test_the_cluster_is_found_as_kubernetes_clients_find_it():
-    pod = {"KUBERNETES_SERVICE_HOST": "fd00::1", "KUBERNETES_SERVICE_PORT": "6443", "HOME": "/home/me"}
-    assert find_cluster(None, "", pod) == ServiceAccount(server="https://[fd00::1]:6443")
-    assert find_cluster("file", "", pod) == Cluster(kubeconfig="file")
-    assert find_cluster(None, "one", {**pod, "KUBECONFIG": "a:b"}) == Cluster(kubeconfig="a:b", context="one")
-    assert find_cluster(None, "", {"HOME": "/home/me"}) == Cluster(kubeconfig="/home/me/.kube/config")
-
-
-@pytest.mark.parametrize("text", ["", "{", "kind: Config\nclusters: []\nusers: []\ncontexts: []\ncurrent-context: x\n"])
-async def test_a_kubeconfig_that_cannot_be_used_is_told(tmp_path: Path, text: str):
-    path = tmp_path / "config"
-    path.write_text(text)
-    with pytest.raises(InvalidInput, match=str(path)):
-        async with connected(Cluster(kubeconfig=str(path))):
-            pass
-    with pytest.raises(InvalidInput, match="absent"):
-        async with connected(Cluster(kubeconfig=str(tmp_path / "absent"))):
-            pass
-    with pytest.raises(InvalidInput, match="service account"):
-        async with connected(ServiceAccount(server="https://127.0.0.1:1", folder=tmp_path)):
-            pass
