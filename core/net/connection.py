@@ -56,6 +56,8 @@ class Server(Protocol):
     limits: ServerLimits
     heads: RequestHeads
     handler: Handler
+    #: Each connection's next answer is its last.
+    leaving: bool
     #: The loop's time as of the last sweep: what deadlines are reckoned from.
     now: float
 
@@ -241,7 +243,7 @@ class ServerConnection(asyncio.Protocol):
         self._begin(head, heads.keep_alive)
 
     def _begin(self, head: RequestHead, keep_alive: bool) -> None:
-        self.keep_alive = keep_alive
+        self.keep_alive = keep_alive and not self._server.leaving
         self.deadline = inf  # nobody owes anything but the handler
         length = head.content_length
         if length == 0:

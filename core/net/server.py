@@ -37,6 +37,8 @@ class HttpServer:
         self.heads = RequestHeads()
         self.connections: set[ServerConnection] = set()
         self.draining = False
+        #: Each connection's next answer is its last.
+        self.leaving = False
         #: The loop's time as of the last sweep: what deadlines are reckoned from.
         self.now = 0.0
         self._listener: asyncio.Server | None = None
@@ -56,6 +58,11 @@ class HttpServer:
     def address(self) -> Address:
         """Where it listens, the port as the system chose it."""
         return self._address
+
+    def leave(self) -> None:
+        """Go on, and let each connection's next answer be its last: clients that keep connections come back through
+        whatever leads to this server, and find another one there once that knows. `drain` then meets few of them."""
+        self.leaving = True
 
     async def drain(self, timeout_s: float) -> None:
         """Stop accepting, close idle connections, let requests under way finish; abort the rest after `timeout_s`."""

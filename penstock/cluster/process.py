@@ -51,6 +51,7 @@ class Frame:
         self.metrics = Metrics()
         self.health = Health(self.metrics)
         self._api: ApiClient | None = None
+        self._servers: list[HttpServer] = []
         self._rng = random.Random()  # noqa: S311 - jitter, not a secret
 
     async def store(self, kinds: Iterable[Kind]) -> KubernetesStore:
@@ -91,7 +92,15 @@ class Frame:
         """Serve `handler` until the end; whoever asked for it drains it."""
         server = HttpServer(handler)
         await server.start(self.listen(port))
+        self._servers.append(server)
         return server
+
+    async def give_notice(self) -> None:
+        """Serve on, and let whoever sends to this pod hear that it leaves."""
+        self.health.stop()
+        for server in self._servers:
+            server.leave()
+        await asyncio.sleep(min(self.settings.notice_s, self.ending.drain_s))
 
 
 #: Builds a role into the frame; returns what `Health.problem` is to be.
@@ -115,10 +124,5 @@ async def _framed(compose: Composition, settings: Settings, ending: Ending) -> A
         admin = await frame.serve(frame.health.handler, settings.admin_port)
         stack.push_async_callback(admin.drain, 0)
         frame.health.problem = await compose(frame)
-        stack.push_async_callback(_give_notice, frame)
+        stack.push_async_callback(frame.give_notice)
         yield
-
-
-async def _give_notice(frame: Frame) -> None:
-    frame.health.stop()
-    await asyncio.sleep(min(frame.settings.notice_s, frame.ending.drain_s))

@@ -395,6 +395,28 @@ async def test_draining_lets_requests_end_closes_idle_connections_and_accepts_no
 
 
 @on_both_loops
+async def test_a_server_that_leaves_serves_on_and_each_answer_is_its_connections_last() -> None:
+    recorder = Recorder()
+    async with serving(recorder) as server, raw(server.address) as known:
+        known.send(_get("/one"))
+        _, exchange, _ = await recorder.request()
+        exchange.respond(200, [])
+        assert b"connection: close" not in (await known.answer())[0]
+        server.leave()
+        known.send(_get("/two"))
+        _, exchange, _ = await recorder.request(1)
+        exchange.respond(200, [], b"last")
+        assert b"connection: close" in await known.rest()
+        async with raw(server.address) as new:
+            new.send(_get("/three"))
+            _, exchange, _ = await recorder.request(2)
+            exchange.respond(200, [], b"served")
+            answer = await new.rest()
+            assert b"connection: close" in answer
+            assert answer.endswith(b"served")
+
+
+@on_both_loops
 async def test_draining_aborts_what_does_not_end_in_time() -> None:
     recorder = Recorder()
     async with serving(recorder) as server, raw(server.address) as peer:
