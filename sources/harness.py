@@ -26,7 +26,7 @@ from core.resources import Condition, Key, KindRef, Resource
 from core.telemetry import Counter, Gauge, Metrics
 from sources.checkpoints import Checkpoints, SourceMarks
 from sources.delivery import Delivery, DeliveryMetrics, Requester, policy_of
-from sources.port import Marks, SourceFactory
+from sources.port import Marks, SourceFactory, raise_if_cancelled
 from sources.reconcile import DEPLOYED, deployed_of, with_deployed
 from sources.resources import delivery_of, sink_of
 from sources.secrets import read_secret
@@ -153,6 +153,7 @@ class SourceRunner:
                 await self._run_once(resource, context)
                 error: Exception | None = None
             except Exception as raised:  # noqa: BLE001 - task boundary: a source's bug must not end the other sources
+                raise_if_cancelled()
                 error = _first_of(raised)
             failures = 1 if now() - began >= RECOVERED_S else failures + 1
             delay_s = RESTART_BACKOFF.delay_s(failures, self._rng)

@@ -29,11 +29,13 @@ by the composition root. The rules:
   when that stops being so; both end up in the condition Deployed.
 - Ask for `context.secret(name)` when it is needed, at each connection: it may have been changed meanwhile.
 - Raise when stuck: the harness logs the reason, shows it in the condition and runs the source again after a back-off.
-- Tasks belong to a TaskGroup inside `run`; `run` is ended by cancellation.
+- Tasks belong to a TaskGroup inside `run`; `run` is ended by cancellation. Who catches what a TaskGroup raises calls
+  `raise_if_cancelled()` then.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -44,7 +46,7 @@ from core.events import CloudEvent
 from core.resources import Resource
 from core.telemetry import Counter, Gauge
 
-__all__ = ["Emit", "Marks", "Refused", "Source", "SourceContext", "SourceFactory"]
+__all__ = ["Emit", "Marks", "Refused", "Source", "SourceContext", "SourceFactory", "raise_if_cancelled"]
 
 #: Hand an event to the sink: returns once it is accepted, raises Refused where it never will be.
 Emit = Callable[[CloudEvent], Awaitable[None]]
@@ -131,3 +133,11 @@ class SourceContext(Protocol):
 
 #: Makes the source that a resource asks for. Raises InvalidInput where it cannot.
 SourceFactory = Callable[[Resource, SourceContext], Source]
+
+
+def raise_if_cancelled() -> None:
+    """Raise CancelledError where this task has been cancelled. A TaskGroup of which a task fails at that moment raises
+    that failure instead (Python 3.11 and 3.12), and who catches it would go on for ever."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError

@@ -318,7 +318,9 @@ def _trouble(access: Access) -> Iterator[None]:
 
 def _translated(access: Access, error: Exception) -> Trouble:
     servers = ", ".join(access.servers)
-    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    # The client's own errors begin with their name; the machine's say more with it.
+    said = str(error) if isinstance(error, KafkaError) else f"{type(error).__name__}: {error}"
+    said = said.rstrip(".: ")
     if isinstance(error, _LOGIN):
         who = f"as {access.login.user} ({access.login.mechanism})" if access.login else "without a login"
         return Trouble("LoginFailed", f"Kafka at {servers} refuses us {who}: {said}. Correct spec.net.sasl's Secrets.")

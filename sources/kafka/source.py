@@ -26,7 +26,7 @@ from sources.kafka.port import Cluster, Connect, Member, Trouble
 from sources.kafka.reading import Reading
 from sources.kafka.records import Origin
 from sources.kafka.resources import KafkaSourceSpec, KeyType
-from sources.port import Emit, SourceContext
+from sources.port import Emit, SourceContext, raise_if_cancelled
 
 __all__ = ["KafkaSource"]
 
@@ -34,6 +34,9 @@ _log: Final = logging.getLogger(__name__)
 
 #: Topics, lag and the connection are looked at this often.
 CHECK_EVERY_S: Final = 5.0
+#: After so long without an answer the connection is made anew, by the servers that the spec names: those that the
+#: client knew may be gone for good.
+RECONNECT_AFTER_S: Final = 60.0
 #: Kafka that comes back is noticed within the cap.
 CONNECT_BACKOFF: Final = Backoff(first_s=0.5, cap_s=10.0)
 
@@ -63,6 +66,7 @@ class KafkaSource:
                 reason = error.reason if isinstance(error, Trouble) else "SecretMissing"
                 self._context.trouble(reason, str(error))
                 _log.warning("Kafka cannot be read", extra={"facts": {**self._facts(), "error": str(error)}})
+            raise_if_cancelled()
             recovered = asyncio.get_running_loop().time() - began_s > CONNECT_BACKOFF.cap_s
             failures = 1 if recovered else failures + 1
             await asyncio.sleep(CONNECT_BACKOFF.delay_s(failures, self._rng))
@@ -104,21 +108,25 @@ class KafkaSource:
                     await reading.end()
 
     async def _watch(self, cluster: Cluster, member: Member, reading: Reading, missing: frozenset[str]) -> None:
-        """Look after the connection, the topics and the lag; returns when another set of topics exists."""
-        away = False
+        """Look after the connection, the topics and the lag; returns when another set of topics exists. Raises Trouble
+        where Kafka is away for long."""
+        now = asyncio.get_running_loop().time
+        away_since_s: float | None = None
         while True:
             try:
                 if await cluster.missing(self._spec.topics) != missing:
                     return
                 reading.measure(await member.reach())
                 self._tell(missing)
-                away = False
+                away_since_s = None
             except Trouble as error:
                 # The client goes on trying by itself, and what is under way goes on as well.
                 self._context.trouble(error.reason, str(error))
-                if not away:
+                if away_since_s is None:
+                    away_since_s = now()
                     _log.warning("Kafka is away", extra={"facts": {**self._facts(), "error": str(error)}})
-                away = True
+                elif now() - away_since_s >= RECONNECT_AFTER_S:
+                    raise
             await asyncio.sleep(CHECK_EVERY_S)
 
     def _tell(self, missing: frozenset[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from core.net.names import Names
 from core.net.server import HttpServer
 from core.net.types import BodySink, Exchange, RequestHead
 from core.resources import Key, KindRef, ObjectMeta, Resource
+from core.resources.builtin import SECRET
 from core.telemetry import Metrics
 from sources.checkpoints import MemoryCheckpoints
 from sources.factories import FACTORIES
@@ -323,6 +325,89 @@ async def test_a_source_that_raises_is_shown_logged_and_run_again_and_others_go_
     assert len(runs) == 2
 
 
+async def test_a_source_that_fails_while_it_is_stopped_is_stopped(bench: Bench) -> None:
+    class FailsAtTheEnd:
+        def __init__(self, context: SourceContext) -> None:
+            self._context = context
+
+        async def run(self, emit: Emit) -> None:
+            self._context.ready()
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                # What a TaskGroup does of which a task fails in that moment.
+                raise ExceptionGroup("at the end", [OSError("connection lost")])
+
+    async with asyncio.timeout(DEADLINE_S), bench.running({DEMO: lambda resource, context: FailsAtTheEnd(context)}):
+        source = await bench.create(demo())
+        await bench.until_deployed(source.key, "True")
+
+
+async def test_a_source_reads_secrets_of_its_own_namespace(bench: Bench) -> None:
+    found: list[Mapping[str, bytes]] = []
+    body = {"data": {"user": "bWU=", "both": "b2xk"}, "stringData": {"both": "new"}}
+    for namespace, more in (("default", {}), ("other", {"stringData": {"user": "somebody else"}})):
+        meta = ObjectMeta(name="login", namespace=namespace)
+        await bench.store.create(Resource(ref=SECRET, meta=meta, body={**body, **more}))
+    async with bench.running({DEMO: lambda resource, context: Reads(context, found)}):
+        source = await bench.create(demo())
+        await bench.until_deployed(source.key, "True")
+    assert found == [{"user": b"me", "both": b"new"}]
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [(None, 'Secret "default/login" does not exist'), ({"data": {"user": "!"}}, r"data\[user\].*Base64")],
+    ids=["missing", "no Base64"],
+)
+async def test_a_secret_that_cannot_be_read_is_in_the_condition(
+    bench: Bench, body: dict[str, object] | None, said: str
+) -> None:
+    if body is not None:
+        meta = ObjectMeta(name="login", namespace="default")
+        await bench.store.create(Resource(ref=SECRET, meta=meta, body=body))
+    async with bench.running({DEMO: lambda resource, context: Reads(context, [])}):
+        source = await bench.create(demo())
+        reason = "SourceFailed" if body is None else "SourceInvalid"
+        entry = await bench.until_deployed(source.key, f"False {reason}")
+        assert re.search(said, entry["message"]), entry["message"]
+
+
+async def test_what_a_source_measures_ends_when_it_does(bench: Bench) -> None:
+    class Measures:
+        def __init__(self, context: SourceContext) -> None:
+            self._context = context
+
+        async def run(self, emit: Emit) -> None:
+            self._context.gauge("lag", "How far behind", topic="a").value = 7
+            self._context.counter("seen_total", "What was seen").value += 1
+            self._context.ready()
+            await asyncio.get_running_loop().create_future()
+
+    async with bench.running({DEMO: lambda resource, context: Measures(context)}):
+        source = await bench.create(demo())
+        await bench.until_deployed(source.key, "True")
+        assert 'lag{kind="DemoSource",namespace="default",name="demo",topic="a"} 7' in bench.metrics.expose()
+        await bench.store.delete(source.key)
+        await until(lambda: 'name="demo"' not in bench.metrics.expose())
+
+
+async def test_what_the_sink_does_not_take_goes_where_the_delivery_spec_says(bench: Bench) -> None:
+    letters = Sink()
+    await letters.up()
+    bench.sink.status = 400
+    try:
+        async with bench.running({DEMO: lambda resource, context: Flaky(context, [1])}):
+            source = await bench.store.create(demo(delivery={"deadLetterSink": {"uri": letters.url}}))
+            held = await bench.store.get(source.key)
+            await bench.store.update_status(held.with_status({"deadLetterSinkUri": letters.url}))
+            await bench.resolve(source.key)
+            await letters.until(lambda: len(letters.events) == 1)
+    finally:
+        await letters.down()
+    assert letters.events[0].attributes["knativeerrorcode"] == "400"
+
+
 async def test_a_sink_address_that_cannot_be_used_is_in_the_condition(bench: Bench) -> None:
     async with bench.running():
         created = await bench.store.create(uploads())
@@ -373,6 +458,19 @@ class Quiet:
         finally:
             if self._stopped is not None:
                 self._stopped.set()
+
+
+class Reads:
+    """A source that reads a Secret."""
+
+    def __init__(self, context: SourceContext, found: list[Mapping[str, bytes]]) -> None:
+        self._context = context
+        self._found = found
+
+    async def run(self, emit: Emit) -> None:
+        self._found.append(await self._context.secret("login"))
+        self._context.ready()
+        await asyncio.get_running_loop().create_future()
 
 
 class Flaky:

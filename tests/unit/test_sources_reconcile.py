@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from core.resources import Condition, Key, KindRef, ObjectMeta, Resource, is_ready
+from sources.kafka.resources import KAFKA_SOURCE
 from sources.reconcile import DEPLOYED, SourceReconciler, deployed_of, reconcilers, with_deployed
 from sources.resources import OBJECT_STORE_SOURCE, PING_SOURCE
 
@@ -132,3 +133,47 @@ def test_a_change_of_a_broker_concerns_the_sources_that_name_it() -> None:
 def test_a_status_that_somebody_has_spoilt_is_put_right(status: dict[str, Any]) -> None:
     assert reasons(decided(ping(status), broker()))["SinkProvided"] == "True"
     with_deployed(ping(status), Condition(type=DEPLOYED, status="True"), NOW)
+
+
+# ---- KafkaSource
+
+
+def kafka(status: dict[str, Any] | None = None, **spec: object) -> Resource:
+    ref = {"apiVersion": "eventing.knative.dev/v1", "kind": "Broker", "name": "default"}
+    held = {"bootstrapServers": ["kafka:9092"], "topics": ["a", "b"], "sink": {"ref": ref}, **spec}
+    meta = ObjectMeta(name="reader", namespace="team", generation=3)
+    return Resource(ref=KAFKA_SOURCE, meta=meta, body={"spec": held, "status": status or {}})
+
+
+def letters_to(name: str) -> dict[str, Any]:
+    return {"deadLetterSink": {"ref": {"apiVersion": "eventing.knative.dev/v1", "kind": "Broker", "name": name}}}
+
+
+def test_a_kafka_source_says_what_its_plain_records_look_like_for_each_topic() -> None:
+    found = decided(kafka(), broker(), by=KAFKAS)
+    source = "/apis/v1/namespaces/team/kafkasources/reader"
+    assert found.status["ceAttributes"] == [
+        {"type": "dev.knative.kafka.event", "source": f"{source}#{topic}"} for topic in ("a", "b")
+    ]
+
+
+def test_a_dead_letter_sink_is_resolved_into_the_status() -> None:
+    found = decided(kafka(delivery=letters_to("dead")), broker(), broker("dead", url="http://b/team/dead"), by=KAFKAS)
+    assert found.status["deadLetterSinkUri"] == "http://b/team/dead"
+    assert reasons(found)["DeadLetterSinkResolved"] == "True"
+
+
+def test_a_source_waits_for_its_dead_letter_sink() -> None:
+    found = decided(kafka(delivery=letters_to("dead")), broker(), by=KAFKAS)
+    assert reasons(found) == {
+        "DeadLetterSinkResolved": "False NotFound",
+        "Deployed": "Unknown WaitingForSink",
+        "Ready": "False NotFound",
+        "SinkProvided": "True",
+    }
+    assert "sinkUri" not in found.status
+
+
+def test_a_source_is_looked_at_again_when_its_dead_letter_sink_changes() -> None:
+    source, dead = kafka(delivery=letters_to("dead")), broker("dead")
+    assert list(KAFKAS.related[BROKER](dead, Held(source))) == [source.key]
