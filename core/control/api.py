@@ -110,7 +110,8 @@ class ApiStore:
         for _ in range(_MAX_PAGES):
             query = f"?limit={_PAGE}" + (f"&continue={quote(following, safe='')}" if following else "")
             try:
-                body = await self._transport.call("GET", collection + query, max_bytes=_MAX_PAGE_BYTES)
+                target = collection + query + self._selected(kind)
+                body = await self._transport.call("GET", target, max_bytes=_MAX_PAGE_BYTES)
             except NotFound as error:
                 raise self._not_served(kind) from error
             try:
@@ -128,7 +129,8 @@ class ApiStore:
     async def watch(self, kind: KindRef, since: int, namespace: str | None = None) -> AsyncGenerator[Change, None]:
         since = max(since, lifecycle.FIRST_VERSION)
         query = f"?watch=1&resourceVersion={since}&allowWatchBookmarks=true&timeoutSeconds={_WATCH_S}"
-        async with aclosing(self._transport.lines(self._collection(kind, namespace) + query)) as lines:
+        target = self._collection(kind, namespace) + query + self._selected(kind)
+        async with aclosing(self._transport.lines(target)) as lines:
             try:
                 async for line in lines:
                     change = self._change(kind, line)
@@ -190,6 +192,11 @@ class ApiStore:
             return int(_LIST.decode(body).metadata.resource_version)
         except (msgspec.MsgspecError, ValueError) as error:
             raise self._unreadable(f"the list of {kind}", error) from error
+
+    def _selected(self, kind: KindRef) -> str:
+        """The rest of a query that narrows it to what is looked at of the kind."""
+        selector = self._kinds[kind].selector
+        return f"&labelSelector={quote(selector, safe='')}" if selector else ""
 
     def _collection(self, kind: KindRef, namespace: str | None) -> str:
         known = self._kinds.get(kind)

@@ -39,6 +39,8 @@ class Kind:
     `validate` gets (new, old or None) after defaulting and yields each broken rule, the immutable fields' included.
     `spec_type` None means that the body is taken as it is (ConfigMap, Event, EndpointSlice ...).
     `internal` kinds are written by the platform itself; a person may read them.
+    `selector` (a label selector, as Kubernetes writes it) narrows what a store behind an API lists and watches of the
+    kind, where a cluster has many more of it than a process looks at.
     """
 
     ref: KindRef
@@ -52,6 +54,7 @@ class Kind:
     validate: Callable[[Resource, Resource | None], Iterable[FieldError]] = field(default=lambda new, old: ())
     columns: tuple[Column, ...] = ()
     internal: bool = False
+    selector: str = ""
 
 
 class Registry:

@@ -19,7 +19,7 @@ from core.control.leader import Election
 from core.control.loop import ControlLoop
 from core.control.reconcile import Reconciler
 from core.resources import Key
-from core.resources.builtin import LEASE, WORKLOADS
+from core.resources.builtin import LEASE
 from penstock.apiserver.app import create_own_app
 from penstock.apiserver.listener import serving
 from penstock.apiserver.webhook import create_webhook, serving_webhook
@@ -37,6 +37,7 @@ from serving.autoscaler import Autoscaler
 from serving.instances.kubernetes.client import ClusterPodLogs
 from serving.instances.kubernetes.logs import PodLogs
 from serving.instances.kubernetes.pods import FOLLOWED as PODS_FOLLOW
+from serving.instances.kubernetes.pods import KINDS as POD_KINDS
 from serving.instances.kubernetes.pods import PodInstances
 from serving.instances.spec import instance_spec
 from serving.reconcile import reconcilers as serving_reconcilers
@@ -55,7 +56,7 @@ async def compose(frame: Frame) -> Callable[[], str]:
     """A candidate for the Lease. Ready at once: a pod that waits in good order is what a cluster should count on."""
     settings, clock = frame.settings, SystemClock()
     namespace = settings.release.namespace
-    store = await frame.store((*registry(), *WORKLOADS, SERVICE_KIND))
+    store = await frame.store((*registry(), *POD_KINDS, SERVICE_KIND))
     pod_logs = ClusterPodLogs(await frame.api())
     label = LeaderLabel(store, namespace, settings.pod)
     if settings.webhook_certificates is not None:

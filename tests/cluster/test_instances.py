@@ -14,9 +14,10 @@ from core.control.kubernetes.connection import ApiClient, connected
 from core.control.kubernetes.connection import Cluster as Connection
 from core.control.kubernetes.store import KubernetesStore
 from core.resources import Key, KindRef, ObjectMeta, OwnerReference, Resource
-from core.resources.builtin import CONFIG_MAP, DEPLOYMENT, KINDS, POD, WORKLOADS
+from core.resources.builtin import CONFIG_MAP, DEPLOYMENT, KINDS, POD
 from serving.instances.kubernetes.client import ClusterPodLogs
 from serving.instances.kubernetes.pods import FOLLOWED, PodInstances
+from serving.instances.kubernetes.pods import KINDS as POD_KINDS
 from serving.instances.kubernetes.template import PRE_STOP_S
 from serving.instances.port import Instance, InstanceSpec, PodTemplate
 from serving.published import endpoint_slice
@@ -133,7 +134,7 @@ class ClusterHarness:
 @pytest.fixture
 async def pods(cluster: Cluster, namespace: str) -> AsyncIterator[ClusterHarness]:
     async with connected(Connection(kubeconfig=str(cluster.plane.access.kubeconfig))) as client:
-        store = KubernetesStore(client, (*KINDS, *WORKLOADS))
+        store = KubernetesStore(client, (*KINDS, *POD_KINDS))
         meta = ObjectMeta(name="hello-00001", namespace=namespace)
         owner = await store.create(Resource(ref=CONFIG_MAP, meta=meta, body={"data": {"function.py": FUNCTION + LONG}}))
         harness = ClusterHarness(client, store, namespace, owner)
@@ -191,6 +192,16 @@ async def test_a_pod_that_somebody_deletes_drains_and_another_comes(cluster: Clu
     await pods.watched.until(lambda: pods.watched.latest(name).phase == "draining")
     await pods.watched.until(lambda: pods.watched.latest(name).phase == "gone" and len(pods.watched.present) == 1)
     await pods.watched.ready(*pods.watched.present)
+
+
+async def test_of_the_clusters_pods_only_functions_are_followed(pods: ClusterHarness) -> None:
+    (name,) = await pods.begun(1)
+    container = {"name": "main", "image": IMAGE, "command": ["sleep", "60"]}
+    meta = ObjectMeta(name="somebody-elses", namespace=pods.namespace)
+    await pods.store.create(Resource(ref=POD, meta=meta, body={"spec": {"containers": [container]}}))
+    await pods.instances.stop(pods.namespace, name)
+    assert {pod.meta.name for pod in pods.control.follower.list(POD, pods.namespace)} <= {name}
+    assert pods.watched.told[-1].phase == "gone"
 
 
 async def test_an_image_that_does_not_exist_is_told_as_kubernetes_tells_it(pods: ClusterHarness) -> None:

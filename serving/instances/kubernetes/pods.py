@@ -8,6 +8,7 @@ to end.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import random
 from collections import Counter
@@ -21,7 +22,7 @@ from core.control.cache import Follower, Observed
 from core.control.port import ResourceStore
 from core.errors import Conflict, InvalidInput, NotFound, PenstockError
 from core.resources import Key, KindRef, Resource
-from core.resources.builtin import DEPLOYMENT, POD
+from core.resources.builtin import DEPLOYMENT, POD, WORKLOADS
 from serving.instances.kubernetes.deployment import (
     deployment_of,
     is_active,
@@ -39,12 +40,15 @@ from serving.instances.kubernetes.status import instance_of, steps
 from serving.instances.kubernetes.template import REVISION_LABEL
 from serving.instances.port import CannotRun, Instance, InstanceSpec, Listener, LogLine
 
-__all__ = ["FOLLOWED", "PodInstances"]
+__all__ = ["FOLLOWED", "KINDS", "PodInstances"]
 
 _log = logging.getLogger(__name__)
 
 #: The kinds that the follower handed in must hold. Only what carries `template.REVISION_LABEL` is looked at.
 FOLLOWED: Final[frozenset[KindRef]] = frozenset({DEPLOYMENT, POD})
+
+#: Those kinds for a store behind an API: of a cluster's pods only the functions' are listed and watched.
+KINDS: Final = tuple(dataclasses.replace(kind, selector=REVISION_LABEL) for kind in WORKLOADS if kind.ref in FOLLOWED)
 
 #: Cluster controllers write to Deployments and pods as well, so that a write may find its resource changed; as often in
 #: a row is no coincidence.
