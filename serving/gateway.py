@@ -177,6 +177,7 @@ class Gateway:
                     await self._quiet.wait()
             except TimeoutError:
                 for lane in tuple(self._busy):
+                    lane.give_back()
                     for forward in tuple(lane.active):
                         forward.abandon()
         if self._timer is not None:

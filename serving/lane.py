@@ -477,9 +477,7 @@ class Forward(Waiter):
 
     def abandon(self) -> None:
         """The gateway stops: no more waiting."""
-        if self.stage is _HELD and self.hop:
-            self.give_back()
-        elif self.stage is not _DONE:
+        if self.stage is not _DONE:
             self._give_up(503, "stopping", "The gateway is stopping. Try again.", retry_after_s=1.0)
 
     # --- from the answer ---

@@ -137,8 +137,8 @@ async def read_answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]
     return status, headers, await asyncio.wait_for(reader.readexactly(int(headers["content-length"])), DEADLINE_S)
 
 
-async def until(holds: Callable[[], bool]) -> None:
+async def until(holds: Callable[[], bool], deadline_s: float = DEADLINE_S) -> None:
     """Wait for what other tasks and sockets bring about. Fails after a deadline."""
-    async with asyncio.timeout(DEADLINE_S):
+    async with asyncio.timeout(deadline_s):
         while not holds():  # noqa: ASYNC110 - what is waited for lies beyond sockets, where no event can be set
             await asyncio.sleep(0.001)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -22,7 +23,7 @@ from core.telemetry import Metrics
 from serving.demand import DemandReporter
 from serving.gateway import Gateway
 from serving.lane import Answer
-from serving.routing import Endpoint, RevisionKey, RevisionLimits, RouteTarget, RoutingTable, Snapshot
+from serving.routing import Endpoint, Return, RevisionKey, RevisionLimits, RouteTarget, RoutingTable, Snapshot
 from tests.support.virtual_time import run_virtual
 
 APP = RevisionKey("shop", "app-1")
@@ -39,6 +40,7 @@ class Attempt:
     target: bytes
     headers: Headers
     listener: ResponseListener
+    encoded: bytes = b""
     written: list[bytes] = field(default_factory=list)
     ended: bool = False
     cancelled: bool = False
@@ -148,13 +150,27 @@ class World:
         self.limits: dict[RevisionKey, RevisionLimits] = {APP: RevisionLimits()}
         self.split: list[tuple[RevisionKey, int]] = [(APP, 100)]
         self.endpoints: dict[RevisionKey, tuple[Endpoint, ...]] = {}
+        self.peers: frozenset[str] = frozenset()
+        #: What was reported, as it is on the wire, and the instances that were said to be given back.
+        self.demand: list[dict[str, Any]] = []
+        self.returned: set[str] = set()
         if synced:
             self.swap()
 
-    def swap(self) -> None:
+    def swap(self, *, peers: Iterable[str] | None = None, returned: Iterable[str] = ()) -> None:
+        """Go over to what is set; `peers` are the hosts of gateways, `returned` instances that are asked back."""
+        if peers is not None:
+            self.peers = frozenset(peers)
         target = RouteTarget.of("shop/app", self.split)
-        table = RoutingTable({b"app.shop.localhost": target} if self.split else {})
-        self.gateway.swap(Snapshot(table=table, limits=dict(self.limits), endpoints=dict(self.endpoints)))
+        self.gateway.swap(
+            Snapshot(
+                table=RoutingTable({b"app.shop.localhost": target} if self.split else {}),
+                limits=dict(self.limits),
+                endpoints=dict(self.endpoints),
+                returns=frozenset(Return(APP.namespace, APP.name, name, "1") for name in returned),
+                peers=self.peers,
+            )
+        )
 
     def instances(self, *names: str, of: RevisionKey = APP, limits: RevisionLimits | None = None) -> None:
         self.endpoints[of] = tuple(Endpoint(name, (name, 80)) for name in names)
@@ -194,7 +210,7 @@ class World:
         *,
         encoded_headers: bytes = b"",
     ) -> Attempt:
-        self.attempts.append(Attempt(address, method, target, headers, listener))
+        self.attempts.append(Attempt(address, method, target, headers, listener, encoded_headers))
         return self.attempts[-1]
 
     def _fetch(
@@ -209,7 +225,10 @@ class World:
         max_bytes: int,
         then: Callable[[Response | NetError], None],
     ) -> Callable[[], None]:
-        for told in msgspec.json.decode(body)["revisions"]:
+        report = msgspec.json.decode(body)
+        self.demand += report["revisions"]
+        self.returned.update(each["name"] for each in report.get("returned", ()))
+        for told in report["revisions"]:
             self.reports.append((asyncio.get_running_loop().time(), told["name"], told["queued"]))
         handle = asyncio.get_running_loop().call_soon(then, Response(202, [], b""))
         return handle.cancel

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from core.errors import NotFound
 from core.resources import Resource
-from serving.routing import Endpoint, RevisionKey, RevisionLimits, RouteTarget, Snapshot, bare_host, routed_alike
+from serving.gateways import Identity
+from serving.routing import (
+    Endpoint,
+    Return,
+    RevisionKey,
+    RevisionLimits,
+    RouteTarget,
+    Snapshot,
+    bare_host,
+    routed_alike,
+)
 
 
 def route(name: str = "app", *traffic: dict[str, Any], namespace: str = "shop", **more: Any) -> Resource:
@@ -251,6 +261,59 @@ PORTS = {
 def test_the_port_is_the_one_that_speaks_http(ports: list[dict[str, Any]], expected: int) -> None:
     found = snapshot(endpoint_slice("app-1", at("10.0.0.1"), ports=ports)).endpoints
     assert found[RevisionKey("shop", "app-1")][0].address == ("10.0.0.1", expected)
+
+
+ME = Identity(id="g1", namespace="penstock")
+OWN = Endpoint("p1", ("10.0.0.1", 41234))
+OTHER = Endpoint("g2", ("10.0.9.2", 8080), peer=True)
+
+#: What the instance's EndpointSlice says, and what gateway g1 may use then.
+OWNERS = {
+    "everybody's": ({}, (OWN,)),
+    "its own": ({"gateway": "g1"}, (OWN,)),
+    "another's": ({"gateway": "g2"}, (OTHER,)),
+    "one's that is being ended": ({"gateway": "ending"}, (Endpoint("ending", ("10.0.9.3", 8080), peer=True),)),
+    "one's that does not answer": ({"gateway": "silent"}, ()),
+    "one's that is not listed": ({"gateway": "gone"}, ()),
+    "nobody's": ({"gateway": ""}, ()),
+    "asked back from it": ({"gateway": "", "gateway-before": "g1"}, ()),
+    "asked back from another": ({"gateway": "", "gateway-before": "g2"}, ()),
+}
+
+
+def gateway(name: str, address: str, *, namespace: str = "penstock", **conditions: bool) -> Resource:
+    held = endpoint_slice(None, at(address, name, **conditions), ports=[{"name": "http", "port": 8080}], name=name)
+    return held.with_meta(namespace=namespace, labels={"penstock.dev/component": "gateway"})
+
+
+@pytest.mark.parametrize(("notes", "usable"), OWNERS.values(), ids=OWNERS)
+def test_a_gateway_uses_its_own_instances_and_else_the_gateways_that_have_some(
+    notes: dict[str, str], usable: tuple[Endpoint, ...]
+) -> None:
+    noted = {f"penstock.dev/{name}": value for name, value in notes.items()}
+    slices = [
+        gateway("g1", "10.0.9.1", ready=True),
+        gateway("g2", "10.0.9.2", ready=True),
+        gateway("ending", "10.0.9.3", ready=False, terminating=True),
+        gateway("silent", "10.0.9.4", ready=False),
+        gateway("gone", "10.0.9.5", ready=True, namespace="anybody's"),
+        endpoint_slice("app-1", at("10.0.0.1", "p1")).with_meta(annotations=noted, resource_version="7"),
+    ]
+    found = Snapshot.build(routes=(), revisions=(), slices=slices, me=ME)
+    assert found.endpoints == {RevisionKey("shop", "app-1"): usable}
+    assert found.peers == {"10.0.9.1", "10.0.9.2", "10.0.9.3", "10.0.9.4"}
+    is_asked = notes.get("gateway-before") == "g1"
+    assert found.returns == ({Return("shop", "app-1", "s", "7")} if is_asked else set())
+
+
+def test_an_instance_of_its_own_is_used_rather_than_another_gateway() -> None:
+    slices = [
+        gateway("g2", "10.0.9.2", ready=True),
+        endpoint_slice("app-1", at("10.0.0.1", "p1"), name="one").with_meta(annotations={"penstock.dev/gateway": "g1"}),
+        endpoint_slice("app-1", at("10.0.0.2", "p2"), name="two").with_meta(annotations={"penstock.dev/gateway": "g2"}),
+    ]
+    found = Snapshot.build(routes=(), revisions=(), slices=slices, me=ME)
+    assert found.endpoints == {RevisionKey("shop", "app-1"): (OWN,)}
 
 
 def test_slices_of_other_owners_and_without_ports_are_no_instances() -> None:
