@@ -17,11 +17,14 @@ from broker.log.kafka.connection import Connection
 from broker.log.kafka.layout import FORMAT_KEY, Said, Topics, encode_batch, encode_said, member_key, stored_in
 from broker.log.kafka.leases import RENEW_S
 from broker.log.kafka.log import KafkaLog
+from broker.log.kafka.query import KafkaReader
 from broker.log.kafka.state import LEASE_S
 from broker.log.port import EventLog, LogFull, Position, Retention
+from broker.log.query import Slice
 from core.errors import Unavailable
 from tests.conformance.event_log import (
     BROKER,
+    DAYS_8,
     DEADLINE_S,
     DurableLogSuite,
     EventLogSuite,
@@ -30,6 +33,7 @@ from tests.conformance.event_log import (
     ids,
     read,
 )
+from tests.conformance.log_query import LogQuerySuite, ask, names
 from tests.conformance.shared_log import SharedLogSuite, claim, until
 from tests.support.kafka.server import KafkaServer
 
@@ -102,6 +106,45 @@ class TestKafkaLog(EventLogSuite, DurableLogSuite):
             return await logs.open()
 
         return again
+
+
+class TestKafkaReader(LogQuerySuite):
+    @pytest.fixture
+    async def log(self, logs: Logs) -> KafkaLog:
+        return await logs.open()
+
+    @pytest.fixture
+    def reader(self, logs: Logs, tmp_path: Path) -> Iterator[KafkaReader]:
+        reader = KafkaReader(logs.servers, name=logs.name, directory=tmp_path)
+        yield reader
+        reader.close()
+
+    async def test_a_log_that_nobody_made_yet_is_empty(self, logs: Logs, tmp_path: Path):
+        reader = KafkaReader(logs.servers, name=f"{logs.name}-none", directory=tmp_path)
+        assert await ask(lambda: reader.newest(10)) == Slice((), 0)
+        await asyncio.to_thread(reader.close)
+
+    async def test_the_copy_goes_on_where_it_was_and_loses_what_the_log_has_removed(
+        self, logs: Logs, log: KafkaLog, tmp_path: Path
+    ):
+        before = KafkaReader(logs.servers, name=logs.name, directory=tmp_path)
+        await append(log, entry("a"), entry("b", at=1000.0 + DAYS_8))
+        assert names(await ask(lambda: before.newest(10))) == ["a", "b"]
+        await asyncio.to_thread(before.close)
+        await log.retain(1000.0 + DAYS_8)
+        await append(log, entry("c"))
+        after = KafkaReader(logs.servers, name=logs.name, directory=tmp_path)
+        assert names(await ask(lambda: after.newest(10))) == ["b", "c"]
+        assert await ask(lambda: after.by_id("a")) == ()
+        await asyncio.to_thread(after.close)
+
+    async def test_a_changed_record_is_told_as_corrupt(self, logs: Logs, log: KafkaLog, reader: KafkaReader):
+        await append(log, entry("a"))
+        topic = logs.topics.events
+        (stored,) = stored_in((await logs.kafka.fetch({topic: 0}, max_bytes=1024 * 1024))[topic].data, 0)
+        changed = (stored.value or b"").replace(b"test", b"tesT")
+        await logs.kafka.produce({topic: encode_batch([(stored.key, changed, stored.time_ms)])})
+        assert names(await ask(lambda: reader.newest(10))) == ["a", "corrupt"]
 
 
 class TestSharing(SharedLogSuite):

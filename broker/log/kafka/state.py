@@ -102,6 +102,10 @@ class State:
     def all_kept(self) -> dict[str, Kept]:
         return {uid: kept for uid in self._kept if (kept := self.kept(uid)) is not None}
 
+    def stored(self) -> dict[str, bytes]:
+        """All subscriptions as they are stored, dropped ones too, by uid."""
+        return self._kept
+
     # ---- inside
 
     def _is_there(self, owner: str) -> bool:
