@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from penstock.cli import options
 from penstock.cli.up import finite
 
 __all__ = ["cluster"]
@@ -128,7 +129,7 @@ _event_log = _options(
     click.option(
         "--broker-log",
         "kind",
-        type=click.Choice(["redis"]),
+        type=click.Choice(["redis", "kafka"]),
         default="redis",
         show_default=True,
         envvar="PENSTOCK_BROKER_LOG",
@@ -140,6 +141,15 @@ _event_log = _options(
         envvar="PENSTOCK_REDIS_URL",
         metavar="URL",
         help="The Redis (rediss:// for TLS) of --broker-log redis, and of Brokers that ask for the class Redis.",
+    ),
+    click.option(
+        "--kafka-servers",
+        default="",
+        envvar="PENSTOCK_KAFKA_BOOTSTRAP_SERVERS",
+        metavar="HOST:PORT,...",
+        callback=options.kafka_servers,
+        help="The Kafka (sasl_ssl://user:password@host:port for a login and TLS) of --broker-log kafka, and of Brokers "
+        "that ask for the class Kafka.",
     ),
     click.option(
         "--log-name", default="penstock", show_default=True, help="What the keys or topics of the log begin with."
@@ -257,7 +267,7 @@ def _run(role: str, compose: Any, told: dict[str, Any]) -> None:
         gateway=told.pop("gateway_service"),
         ingress=told.pop("ingress_service"),
     )
-    log: dict[str, Any] = {name: told.pop(name) for name in ("kind", "redis_url") if name in told}
+    log: dict[str, Any] = {name: told.pop(name) for name in ("kind", "redis_url", "kafka_servers") if name in told}
     if "log_name" in told:
         log["name"] = told.pop("log_name")
     run_role(compose, Settings(role=role, release=release, event_log=EventLogSettings(**log), **told))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from penstock.cli import options
 from penstock.cli.failure import FAILED, Failure
 from penstock.places import (
     DEFAULT_ADMIN_PORT,
@@ -35,6 +36,8 @@ __all__ = ["finite", "up"]
 MAX_DRAIN_S: Final = 600.0
 #: Where --broker-log redis looks for one, where no other is named.
 DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
+#: The same of --broker-log kafka.
+DEFAULT_KAFKA_SERVERS: Final = "127.0.0.1:9092"
 
 
 @click.command(short_help="Start the platform here, until Ctrl-C.")
@@ -78,17 +81,26 @@ DEFAULT_REDIS_URL: Final = "redis://127.0.0.1:6379/0"
 @click.option(
     "--broker-log",
     "kind",
-    type=click.Choice(["sqlite", "redis"]),
+    type=click.Choice(["sqlite", "redis", "kafka"]),
     default="sqlite",
     show_default=True,
     envvar="PENSTOCK_BROKER_LOG",
-    help="What keeps the events of Brokers that ask for no class: a file in the data directory, or a Redis.",
+    help="What keeps the events of Brokers that ask for no class: a file in the data directory, a Redis or a Kafka.",
 )
 @click.option(
     "--redis-url",
     envvar="PENSTOCK_REDIS_URL",
     help="The Redis (rediss:// for TLS) of --broker-log redis, and of Brokers that ask for the class Redis whatever "
     "--broker-log says.  [default: redis://127.0.0.1:6379/0 with --broker-log redis, else none]",
+)
+@click.option(
+    "--kafka-servers",
+    envvar="PENSTOCK_KAFKA_BOOTSTRAP_SERVERS",
+    callback=options.kafka_servers,
+    metavar="HOST:PORT,...",
+    help="The Kafka (sasl_ssl://user:password@host:port for a login and TLS) of --broker-log kafka, and of Brokers "
+    "that ask for the class Kafka whatever --broker-log says.  "
+    "[default: 127.0.0.1:9092 with --broker-log kafka, else none]",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Do not show events as they happen.")
 def up(
@@ -103,6 +115,7 @@ def up(
     drain_s: float,
     kind: str,
     redis_url: str | None,
+    kafka_servers: str | None,
     quiet: bool,
 ) -> None:
     """Start the platform here; Ctrl-C drains and stops everything, a second Ctrl-C does not wait for the drain.
@@ -114,6 +127,7 @@ def up(
       penstock up
       penstock up --apply examples/pictures/manifests
       penstock up --broker-log redis --redis-url redis://127.0.0.1:6379/0
+      penstock up --broker-log kafka --kafka-servers 127.0.0.1:9092
       penstock up --data-dir /tmp/other --gateway-port 0 --broker-port 0 --api-port 0 --admin-port 0
     """
     began_s = time.monotonic()
@@ -128,7 +142,11 @@ def up(
         root=root.resolve(),
         ports=ports,
         drain_s=drain_s,
-        broker_log=BrokerLog(kind=kind, redis_url=redis_url or (DEFAULT_REDIS_URL if kind == "redis" else "")),
+        broker_log=BrokerLog(
+            kind=kind,
+            redis_url=redis_url or (DEFAULT_REDIS_URL if kind == "redis" else ""),
+            kafka_servers=kafka_servers or (DEFAULT_KAFKA_SERVERS if kind == "kafka" else ""),
+        ),
         on_trouble=_say_trouble,
     )
     code = uvloop.run(_run(supervisor, data.resolve(), files, quiet=quiet, began_s=began_s))

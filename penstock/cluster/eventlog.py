@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final, Protocol
 
+from broker.log.port import LedgerLog
 from broker.log.query import LogQuery
-from broker.resources import DEFAULT_CLASS, REDIS_CLASS
+from broker.resources import DEFAULT_CLASS, KAFKA_CLASS, REDIS_CLASS
 from core.errors import InvalidInput
 from penstock.cluster.process import Frame
 from penstock.cluster.settings import EventLogSettings
-
-if TYPE_CHECKING:
-    from broker.log.port import LedgerLog
-    from broker.log.redis.log import RedisLog
 
 __all__ = ["REMEDIES", "classes", "make_readers", "open_logs"]
 
 #: For each class that may be missing: how to have it.
 REMEDIES: Final = {
     REDIS_CLASS: "Set the chart's value eventLog.redis, which names the Redis for it.",
+    KAFKA_CLASS: "Set the chart's value eventLog.kafka, which names the Kafka for it.",
 }
+_EXAMPLES: Final = {"redis": "redis://host:6379/0", "kafka": "host:9092"}
+
+
+class OwnLog(LedgerLog, Protocol):
+    """A log that this process opens and closes."""
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 def classes(log: EventLogSettings) -> dict[str, str]:
@@ -28,6 +38,8 @@ def classes(log: EventLogSettings) -> dict[str, str]:
     served: dict[str, str] = {DEFAULT_CLASS: log.kind}
     if log.redis_url:
         served[REDIS_CLASS] = "redis"
+    if log.kafka_servers:
+        served[KAFKA_CLASS] = "kafka"
     return served
 
 
@@ -36,7 +48,7 @@ async def open_logs(frame: Frame) -> Mapping[str, LedgerLog]:
     served = classes(frame.settings.event_log)
     made = {}
     for kind in dict.fromkeys(served.values()):
-        log = _make_log(frame.settings.event_log, frame.settings.pod)
+        log = _make_log(kind, frame.settings.event_log, frame.settings.pod)
         await frame.once(f"the event log on {kind}", log.open)
         frame.stack.push_async_callback(log.close)
         made[kind] = log
@@ -45,24 +57,41 @@ async def open_logs(frame: Frame) -> Mapping[str, LedgerLog]:
 
 def make_readers(settings: EventLogSettings) -> dict[str, LogQuery]:
     """What reads the logs for people, by class. Raises InvalidInput where an address cannot be read."""
-    from broker.log.redis.query import RedisReader  # noqa: PLC0415 - one of several; the others' clients stay out
-
-    try:
-        reader = RedisReader(settings.redis_url, name=settings.name)
-    except ValueError as error:
-        raise _unreadable(error) from error
-    return dict.fromkeys(classes(settings), reader)
+    served = classes(settings)
+    made = {kind: _make_reader(kind, settings) for kind in dict.fromkeys(served.values())}
+    return {name: made[kind] for name, kind in served.items()}
 
 
-def _make_log(settings: EventLogSettings, pod: str) -> RedisLog:
-    from broker.log.redis.log import RedisLog  # noqa: PLC0415 - as above
+def _make_log(kind: str, settings: EventLogSettings, pod: str) -> OwnLog:
+    # Imported here: the clients of the other servers stay out. The pod's name outlives its container, so that a
+    # restarted one goes on with its own work at once.
+    with _readable(kind):
+        if kind == "kafka":
+            from broker.log.kafka.log import KafkaLog  # noqa: PLC0415 - see above
 
-    try:
-        # The pod's name outlives its container, so that a restarted one goes on with its own work at once.
+            return KafkaLog(settings.kafka_servers, owner=pod, name=settings.name)
+        from broker.log.redis.log import RedisLog  # noqa: PLC0415 - see above
+
         return RedisLog(settings.redis_url, owner=pod, name=settings.name)
+
+
+def _make_reader(kind: str, settings: EventLogSettings) -> LogQuery:
+    with _readable(kind):
+        if kind == "kafka":
+            from broker.log.kafka.query import KafkaReader  # noqa: PLC0415 - see `_make_log`
+
+            # A cache: another replica, or a new pod, makes it anew.
+            return KafkaReader(settings.kafka_servers, name=settings.name, directory=Path(tempfile.gettempdir()))
+        from broker.log.redis.query import RedisReader  # noqa: PLC0415 - see `_make_log`
+
+        return RedisReader(settings.redis_url, name=settings.name)
+
+
+@contextlib.contextmanager
+def _readable(kind: str) -> Iterator[None]:
+    try:
+        yield
     except ValueError as error:
-        raise _unreadable(error) from error
-
-
-def _unreadable(error: ValueError) -> InvalidInput:
-    return InvalidInput(f"The event log's address cannot be read: {error}. Write it as redis://host:6379/0.")
+        raise InvalidInput(
+            f"The event log's address cannot be read: {error}. Write it as {_EXAMPLES[kind]}."
+        ) from error

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from broker.log.port import LedgerLog
 from broker.log.query import LogQuery, LogReader
-from broker.resources import DEFAULT_CLASS, REDIS_CLASS
+from broker.resources import DEFAULT_CLASS, KAFKA_CLASS, REDIS_CLASS
 from core.errors import Unavailable
 from penstock.standalone.settings import BrokerLog, Settings
 
@@ -23,6 +23,7 @@ __all__ = ["REMEDIES", "OwnLog", "classes", "make_logs", "make_readers"]
 #: For each class that may be missing: how to have it.
 REMEDIES: Final = {
     REDIS_CLASS: "Start the platform with --redis-url or PENSTOCK_REDIS_URL, which name the Redis for it.",
+    KAFKA_CLASS: "Start the platform with --kafka-servers or PENSTOCK_KAFKA_BOOTSTRAP_SERVERS, which name the Kafka.",
 }
 
 
@@ -40,6 +41,8 @@ def classes(log: BrokerLog) -> dict[str, str]:
     served = {DEFAULT_CLASS: log.kind}
     if log.redis_url:
         served[REDIS_CLASS] = "redis"
+    if log.kafka_servers:
+        served[KAFKA_CLASS] = "kafka"
     return served
 
 
@@ -57,10 +60,10 @@ def make_readers(settings: Settings) -> dict[str, LogQuery]:
     return {name: made[kind] for name, kind in served.items()}
 
 
-def log_name(data: Path) -> str:
-    """What the log's keys in Redis begin with: one name a data directory, because Triggers are known by uids that only
-    this directory's resources have."""
-    path = data / "broker" / "redis-log-name"
+def log_name(data: Path, kind: str) -> str:
+    """What the log's keys in Redis or its topics in Kafka begin with: one name a data directory, because Triggers are
+    known by uids that only this directory's resources have."""
+    path = data / "broker" / f"{kind}-log-name"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         made = path.with_name(f".{path.name}.{os.getpid()}")
@@ -73,22 +76,35 @@ def log_name(data: Path) -> str:
 
 def _make_log(kind: str, settings: Settings) -> OwnLog:
     # Imported where it is wanted: a server's client costs memory and start-up time.
+    name = log_name(Path(settings.data), kind) if kind != "sqlite" else ""
     if kind == "redis":
-        with _client_needed():
+        with _client_needed(kind):
             from broker.log.redis.log import RedisLog  # noqa: PLC0415 - see above
 
-        return RedisLog(settings.broker_log.redis_url, owner=_owner(settings), name=log_name(Path(settings.data)))
+        return RedisLog(settings.broker_log.redis_url, owner=_owner(settings), name=name)
+    if kind == "kafka":
+        with _client_needed(kind):
+            from broker.log.kafka.log import KafkaLog  # noqa: PLC0415 - see above
+
+        return KafkaLog(settings.broker_log.kafka_servers, owner=_owner(settings), name=name)
     from broker.log.sqlite import SqliteLog  # noqa: PLC0415 - see above
 
     return SqliteLog(_file(settings))
 
 
 def _make_reader(kind: str, settings: Settings) -> LogQuery:
+    name = log_name(Path(settings.data), kind) if kind != "sqlite" else ""
     if kind == "redis":
-        with _client_needed():
+        with _client_needed(kind):
             from broker.log.redis.query import RedisReader  # noqa: PLC0415 - see `_make_log`
 
-        return RedisReader(settings.broker_log.redis_url, name=log_name(Path(settings.data)))
+        return RedisReader(settings.broker_log.redis_url, name=name)
+    if kind == "kafka":
+        with _client_needed(kind):
+            from broker.log.kafka.query import KafkaReader  # noqa: PLC0415 - see `_make_log`
+
+        copy = Path(settings.data) / "broker" / "kafka"
+        return KafkaReader(settings.broker_log.kafka_servers, name=name, directory=copy)
     return LogReader(_file(settings))
 
 
@@ -103,10 +119,11 @@ def _file(settings: Settings) -> Path:
 
 
 @contextlib.contextmanager
-def _client_needed() -> Iterator[None]:
+def _client_needed(kind: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
         raise Unavailable(
-            f"The event log on Redis needs the Python package {error.name}. Install it: pip install 'penstock[redis]'."
+            f"The event log on {kind.capitalize()} needs the Python package {error.name}. "
+            f"Install it: pip install 'penstock[{kind}]'."
         ) from error

@@ -20,7 +20,7 @@ __all__ = ["READY", "VARIABLE", "BrokerLog", "Listener", "Settings", "bind", "fu
 
 VARIABLE: Final = "PENSTOCK_PROCESS"
 #: What functions do not inherit: the event log's password may be in both.
-_NOT_FOR_FUNCTIONS: Final = frozenset({VARIABLE, "PENSTOCK_REDIS_URL"})
+_NOT_FOR_FUNCTIONS: Final = frozenset({VARIABLE, "PENSTOCK_REDIS_URL", "PENSTOCK_KAFKA_BOOTSTRAP_SERVERS"})
 #: What a process writes to `Settings.ready_fd` once it serves. Anything else is the reason why it cannot.
 READY: Final = b"ready\n"
 
@@ -42,11 +42,12 @@ class Listener(msgspec.Struct, frozen=True):
 
 
 class BrokerLog(msgspec.Struct, frozen=True, kw_only=True):
-    """What keeps the events of Brokers of the default class: ``sqlite`` in the data directory, or ``redis``. Brokers
-    may ask for a server's class wherever its address is given: `redis_url`."""
+    """What keeps the events of Brokers of the default class: ``sqlite`` in the data directory, ``redis`` or
+    ``kafka``. Brokers may ask for a server's class wherever its address is given: `redis_url`, `kafka_servers`."""
 
     kind: str = "sqlite"
     redis_url: str = ""
+    kafka_servers: str = ""
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

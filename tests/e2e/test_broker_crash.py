@@ -21,6 +21,7 @@ from core.net.client import Client
 from core.net.server import HttpServer
 from core.net.types import BodySink, Exchange, RequestHead
 from tests.support.broker import binary
+from tests.support.kafka.server import KafkaServer
 
 pytestmark = pytest.mark.e2e
 
@@ -156,20 +157,35 @@ class World:
         return again
 
 
-@pytest.fixture
-def shared_log(redis_url: str) -> Callable[[str], str]:
-    """A log in Redis, as a broker process of this owner is told it."""
+SHARED = [pytest.param(name, marks=pytest.mark.service(name)) for name in ("redis", "kafka")]
+
+
+def on(request: pytest.FixtureRequest, kind: str) -> Callable[[str], str]:
+    """A log on a server of this kind, as a broker process of this owner is told it."""
+    if kind == "kafka":
+        server = f"plaintext://{request.getfixturevalue('kafka_servers')}"
+    else:
+        server = request.getfixturevalue("redis_url")
+    return named(server)
+
+
+def named(server: str) -> Callable[[str], str]:
     name = f"penstock-test-crash-{os.getpid()}-{time.monotonic_ns()}"
-    return lambda owner: f"{redis_url}#{name}?{owner}"
+    return lambda owner: f"{server}#{name}?{owner}"
 
 
-@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.service("redis"))])
+@pytest.fixture(params=SHARED)
+def shared_log(request: pytest.FixtureRequest) -> Callable[[str], str]:
+    """Each log that several processes may share, in turn."""
+    return on(request, request.param)
+
+
+@pytest.fixture(params=["sqlite", *SHARED])
 def log(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
-    """Each log in turn, as a broker process of this owner is told it."""
+    """Each log in turn."""
     if request.param == "sqlite":
         return lambda owner: str(tmp_path / "log.db")
-    shared: Callable[[str], str] = request.getfixturevalue("shared_log")
-    return shared
+    return on(request, request.param)
 
 
 async def test_every_event_answered_202_is_delivered_though_the_broker_is_killed_again_and_again(
@@ -189,7 +205,6 @@ async def test_every_event_answered_202_is_delivered_though_the_broker_is_killed
         assert await broker.end(signal.SIGTERM) == 0
 
 
-@pytest.mark.service("redis")
 async def test_two_brokers_share_a_log_and_the_one_goes_on_with_the_others_triggers_when_it_is_killed(
     shared_log: Callable[[str], str],
 ):
@@ -206,7 +221,6 @@ async def test_two_brokers_share_a_log_and_the_one_goes_on_with_the_others_trigg
         assert await brokers[1].end(signal.SIGTERM) == 0
 
 
-@pytest.mark.service("redis")
 async def test_any_of_several_ingress_and_dispatch_processes_may_be_killed_and_each_trigger_has_one_of_them_at_a_time(
     shared_log: Callable[[str], str],
 ):
@@ -236,7 +250,6 @@ async def test_any_of_several_ingress_and_dispatch_processes_may_be_killed_and_e
             assert await broker.end(signal.SIGTERM) == 0
 
 
-@pytest.mark.service("redis")
 async def test_dispatch_processes_that_join_and_end_in_order_hand_triggers_over_and_deliver_nothing_twice(
     shared_log: Callable[[str], str],
 ):
@@ -254,6 +267,31 @@ async def test_dispatch_processes_that_join_and_end_in_order_hand_triggers_over_
         assert all(len(senders) == len(set(senders)) > 1 for senders in world.subscriber.senders.values())
         for broker in (ingress, dispatch[-1]):
             assert await broker.end(signal.SIGTERM) == 0
+
+
+@pytest.mark.service("kafka", own=True)
+async def test_every_event_answered_202_is_delivered_though_kafka_is_killed_and_comes_back_and_the_broker_too(
+    tmp_path: Path,
+):
+    rng = seeded()
+    server = KafkaServer(tmp_path / "kafka")
+    await asyncio.to_thread(server.start)
+    try:
+        async with World(rng) as world:
+            broker = world.broker(named(f"plaintext://{server.servers}")("first"))
+            await broker.start()
+            async with world.sending([broker.port]):
+                await asyncio.sleep(rng.uniform(0.3, 0.6))
+                server.kill()
+                await asyncio.to_thread(server.start)
+                await asyncio.sleep(rng.uniform(0.3, 0.6))
+                assert await broker.end(signal.SIGKILL) == -signal.SIGKILL
+                await broker.start()
+                await asyncio.sleep(rng.uniform(0.3, 0.6))
+            await world.all_delivered()
+            assert await broker.end(signal.SIGTERM) == 0
+    finally:
+        server.kill()
 
 
 def seeded() -> random.Random:

@@ -2,7 +2,8 @@
 
 ``python -m tests.support.broker_process <roles> <log> <port> <subscriber URL>...``: one Trigger for each URL, of uid
 ``trigger-<n>``, which takes everything. Roles are ``ingress``, ``dispatch``, or both with a comma. The log is a file's
-path, or ``<redis URL>#<name>?<owner>``. Prints "ready <port>" once it is there; drains on SIGTERM.
+path, or ``<redis URL>#<name>?<owner>``, or ``plaintext://<Kafka's servers>#<name>?<owner>``. Prints "ready <port>" once
+it is there; drains on SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import uvloop
 
+from broker.log.kafka.log import KafkaLog
 from broker.log.redis.log import RedisLog
 from broker.log.sqlite import SqliteLog
 from broker.node import ROLES, BrokerNode
@@ -56,12 +58,14 @@ class FixedStore(MemoryStore):
         return Listing(tuple(r for r in self._fixed if r.ref == kind), (await super().list(kind, namespace)).version)
 
 
-def make_log(where: str) -> SqliteLog | RedisLog:
-    if not where.startswith("redis"):
-        return SqliteLog(Path(where))
+def make_log(where: str) -> SqliteLog | RedisLog | KafkaLog:
     url, _, names = where.partition("#")
     name, _, owner = names.partition("?")
-    return RedisLog(url, name=name, owner=owner)
+    if where.startswith("redis"):
+        return RedisLog(url, name=name, owner=owner)
+    if where.startswith("plaintext"):
+        return KafkaLog(url, name=name, owner=owner)
+    return SqliteLog(Path(where))
 
 
 async def main(roles: str, where: str, port: int, uris: list[str]) -> None:

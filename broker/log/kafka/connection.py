@@ -11,7 +11,6 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 from aiokafka.client import AIOKafkaClient
@@ -34,6 +33,7 @@ from aiokafka.protocol.offset import OffsetRequest
 from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.structs import TopicPartition
 
+from broker.log.kafka.address import address_of
 from broker.log.kafka.sizes import DescribeLogDirs, size_in
 from core.errors import Unavailable
 
@@ -44,10 +44,8 @@ __all__ = [
     "REQUEST_TIMEOUT_S",
     "Connection",
     "Fetched",
-    "address_of",
     "patiently",
     "reason",
-    "shown",
     "unavailable",
 ]
 
@@ -80,18 +78,6 @@ _NOT_DONE: Final = (
 #: In place of a time: the oldest position that is kept, and the next one to be given.
 EARLIEST: Final = -2
 LATEST: Final = -1
-
-_PROTOCOLS: Final = {"plaintext": "PLAINTEXT", "ssl": "SSL", "sasl_plaintext": "SASL_PLAINTEXT", "sasl_ssl": "SASL_SSL"}
-
-
-class Address(msgspec.Struct, frozen=True, kw_only=True):
-    """Where Kafka is, and how to get in."""
-
-    servers: tuple[str, ...]
-    protocol: str = "PLAINTEXT"
-    mechanism: str = "PLAIN"
-    user: str | None = None
-    password: str | None = None
 
 
 class Fetched(msgspec.Struct, frozen=True):
@@ -317,42 +303,6 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
 def _check(error: int) -> None:
     if error:
         raise for_code(error)()
-
-
-def address_of(servers: str) -> Address:
-    """What ``host:port,host:port`` or ``sasl_ssl://user:password@host:port,host:port?mechanism=SCRAM-SHA-256`` says.
-
-    Raises ValueError.
-    """
-    if "://" not in servers:
-        servers = f"plaintext://{servers}"
-    parts = urlsplit(servers)
-    who, _, where = parts.netloc.rpartition("@")
-    if parts.scheme not in _PROTOCOLS:
-        raise ValueError(f"{parts.scheme}:// is none of {', '.join(f'{name}://' for name in _PROTOCOLS)}")
-    hosts = tuple(host.strip() for host in where.split(",") if host.strip())
-    for host in hosts:
-        name, _, port = host.rpartition(":")
-        if not name or not port.isdecimal():
-            raise ValueError(f"{host!r} is not host:port")
-    if not hosts:
-        raise ValueError("no host:port is given")
-    user, _, password = who.partition(":")
-    needs_user = parts.scheme.startswith("sasl")
-    if needs_user and not (user and password):
-        raise ValueError(f"{parts.scheme}:// needs user:password@ before the hosts")
-    return Address(
-        servers=hosts,
-        protocol=_PROTOCOLS[parts.scheme],
-        mechanism=parse_qs(parts.query).get("mechanism", ["PLAIN"])[0],
-        user=unquote(user) or None,
-        password=unquote(password) or None,
-    )
-
-
-def shown(servers: str) -> str:
-    """The servers without a password."""
-    return ",".join(address_of(servers).servers)
 
 
 def unavailable(error: BaseException) -> Unavailable:

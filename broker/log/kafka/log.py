@@ -18,6 +18,7 @@ from aiokafka.errors import OffsetOutOfRangeError
 
 from broker.ledger import Attempt
 from broker.log.kafka import reading
+from broker.log.kafka.address import shown
 from broker.log.kafka.batch import Batch, payloads
 from broker.log.kafka.connection import (
     CONNECTION_ERRORS,
@@ -27,7 +28,6 @@ from broker.log.kafka.connection import (
     Connection,
     patiently,
     reason,
-    shown,
     unavailable,
 )
 from broker.log.kafka.layout import (
@@ -72,7 +72,7 @@ DEFAULT_NAME: Final = "penstock"
 RETRY_FIRST_S: Final = 0.1
 RETRY_CAP_S: Final = 5.0
 #: Positions wait so long for others: each is a record that every process reads, and that compaction has to remove.
-POSITIONS_INTERVAL_S: Final = 0.1
+POSITIONS_INTERVAL_S: Final = 0.05
 #: How long a wait for other processes' events lasts before it is asked anew.
 BLOCK_S: Final = 5.0
 #: After a wait that brought only what this process appended itself. Its own answers tell what others appended before.

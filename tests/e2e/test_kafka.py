@@ -1,0 +1,118 @@
+"""The platform with its events in Kafka: the pictures example unchanged, and what people are told."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from examples.pictures.demo import HERE, Buckets, check_results
+from examples.pictures.make_pictures import make_pictures
+from penstock.testing import Platform, wait_until
+from tests.support.kafka.server import KafkaServer
+
+pytestmark = pytest.mark.e2e
+
+PLAIN = """
+apiVersion: eventing.knative.dev/v1
+kind: Broker
+metadata:
+  name: plain
+"""
+CLASSED = """
+apiVersion: eventing.knative.dev/v1
+kind: Broker
+metadata:
+  name: classed
+  annotations: {eventing.knative.dev/broker.class: Kafka}
+"""
+
+
+def with_kafka(root: Path, servers: str) -> Platform:
+    return Platform.start(
+        data=root / "data", root=root, arguments=("--broker-log", "kafka", "--kafka-servers", servers)
+    )
+
+
+@pytest.mark.service("kafka")
+def test_the_pictures_example_runs_unchanged_and_is_explained_though_the_broker_is_killed(
+    tmp_path: Path, kafka_servers: str
+):
+    buckets = Buckets.make(tmp_path)
+    with with_kafka(tmp_path, kafka_servers) as platform:
+        platform.penstock("apply", "-f", str(HERE / "manifests"))
+        pictures = make_pictures(buckets.uploads, 8, seed=5)
+        wait_until(buckets.audited, what="an event is audited")
+        before = platform.pids()["broker"]
+        os.kill(before, signal.SIGKILL)
+        wait_until(lambda: platform.pids().get("broker", before) != before, what="the broker is restarted")
+        wait_until(lambda: buckets.is_complete(pictures), what="every upload judged, every approved one made smaller")
+        check_results(buckets, pictures)
+        listed = [json.loads(line) for line in platform.penstock("events", "-o", "json").stdout.splitlines()]
+        assert not (tmp_path / "data" / "broker" / "log.db").exists()
+        uploaded = next(event for event in listed if event.get("subject") == pictures[0].key)
+        said = platform.penstock("explain", uploaded["id"]).stdout
+        assert "scan" in said
+        assert "delivered" in said
+
+
+@pytest.mark.service("kafka", own=True)
+def test_kafka_may_be_killed_and_come_back_while_pictures_flow(tmp_path: Path):
+    server = KafkaServer(tmp_path / "kafka")
+    server.start()
+    buckets = Buckets.make(tmp_path)
+    try:
+        with with_kafka(tmp_path, server.servers) as platform:
+            platform.penstock("apply", "-f", str(HERE / "manifests"))
+            pictures = make_pictures(buckets.uploads, 8, seed=6)
+            wait_until(buckets.audited, what="an event is audited")
+            server.kill()
+            late = make_pictures(buckets.uploads, 4, seed=7)
+            server.start()
+            names = {picture.key: picture for picture in (*pictures, *late)}
+            everything = list(names.values())
+            wait_until(lambda: buckets.is_complete(everything), what="every upload is judged")
+    finally:
+        server.kill()
+
+
+@pytest.mark.service("kafka")
+def test_a_broker_that_asks_for_kafka_is_ready_where_the_platform_has_it_and_says_why_not_elsewhere(
+    tmp_path: Path, kafka_servers: str, platform: Platform
+):
+    platform.penstock("apply", "-f", "-", text=CLASSED)
+    ready = wait_until(lambda: conditions(platform).get("Ready"), what="the Broker is judged")
+    assert ready["status"] == "False"
+    assert ready["reason"] == "BrokerClassNotServed"
+    assert "--kafka-servers or PENSTOCK_KAFKA_BOOTSTRAP_SERVERS" in ready["message"]
+    with with_kafka(tmp_path / "other", kafka_servers) as other:
+        other.penstock("apply", "-f", "-", text=CLASSED)
+        wait_until(lambda: other.is_ready("broker", "classed"), what="the Broker is ready")
+
+
+@pytest.mark.service("kafka")
+def test_one_platform_keeps_each_brokers_events_in_the_log_of_its_class_and_tells_of_all(
+    tmp_path: Path, kafka_servers: str
+):
+    data = tmp_path / "data"
+    with Platform.start(data=data, root=tmp_path, arguments=("--kafka-servers", kafka_servers)) as platform:
+        platform.penstock("apply", "-f", "-", text=f"{PLAIN}---{CLASSED}")
+        for name in ("plain", "classed"):
+            wait_until(lambda name=name: platform.is_ready("broker", name), what=f"{name} is ready")
+            platform.penstock("send", "--broker", name, "--type", "hello", "--id", f"to-{name}")
+        listed = [json.loads(line) for line in platform.penstock("events", "-o", "json").stdout.splitlines()]
+        assert [(event["id"], event["seq"]) for event in listed] == [("to-plain", 1), ("to-classed", 1)]
+        assert "default/classed" in platform.penstock("explain", "to-classed").stdout
+        assert (data / "broker" / "log.db").exists()
+        assert (data / "broker" / "kafka-log-name").exists()
+
+
+def test_a_platform_without_its_kafka_says_what_to_do(tmp_path: Path):
+    with pytest.raises(RuntimeError, match=r"cannot be used: .*--kafka-servers"):
+        with_kafka(tmp_path, "127.0.0.1:1")
+
+
+def conditions(platform: Platform) -> dict[str, dict[str, str]]:
+    found = platform.get("broker", "classed").get("status", {}).get("conditions", [])
+    return {condition["type"]: condition for condition in found}
