@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from core.control.index import Index
 from core.control.memory import MemoryStore
 from core.control.reconcile import Apply, Delete
+from core.errors import Unavailable
 from core.net.types import Address
 from core.resources import Key, ObjectMeta, Resource, owner_reference
 from core.resources.builtin import ENDPOINT_SLICE, POD
@@ -21,7 +23,9 @@ from penstock.cluster.health import Health
 from penstock.cluster.leading import LEADER_LABEL, LeaderLabel
 from penstock.cluster.names import SERVICE, RouteNames
 from penstock.cluster.peers import Peers, hosts_of
+from penstock.cluster.process import Frame
 from penstock.cluster.settings import Release, Settings
+from penstock.process import Ending
 from serving.resources import ROUTE
 from tests.support.broker import ask
 from tests.support.stores import FaultyStore
@@ -215,6 +219,46 @@ def test_a_pod_is_alive_while_it_turns_and_ready_while_it_should_get_requests():
     assert asked("/readyz") == (503, b"stopping\n")
     assert asked("/healthz") == (200, b"ok\n")
     assert asked("/")[0] == 404
+
+
+def test_what_is_missing_at_the_start_is_waited_for_and_the_pod_says_for_what():
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            frame = Frame(Settings(role="ingress", pod="p"), Ending(20.0), stack)
+            answers: list[str | Unavailable] = [Unavailable("Redis is away."), Unavailable("Redis is away."), "log"]
+
+            async def attempt() -> str:
+                answer = answers.pop(0)
+                if isinstance(answer, Unavailable):
+                    raise answer
+                return answer
+
+            waiting = asyncio.create_task(frame.once("the event log", attempt))
+            await asyncio.sleep(0.01)
+            assert frame.health.problem() == "Redis is away."
+            async with asyncio.timeout(10):
+                assert await waiting == "log"
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(
+    ("drain_s", "expected_s"), [pytest.param(20.0, 5.0, id="asked"), pytest.param(0.0, 0.0, id="told not to wait")]
+)
+def test_a_pod_that_leaves_is_not_ready_and_serves_on_until_all_have_heard(drain_s: float, expected_s: float):
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with AsyncExitStack() as stack:
+            frame = Frame(Settings(role="gateway", pod="p", notice_s=5.0), Ending(drain_s), stack)
+            frame.health.problem = str
+            began_s = loop.time()
+            leaving = asyncio.create_task(frame.give_notice())
+            await asyncio.sleep(0)
+            assert ask(frame.health.handler, "/readyz", method="GET").body == b"stopping\n"
+            await leaving
+            assert loop.time() - began_s == pytest.approx(expected_s)
+
+    run_virtual(main())
 
 
 # ---- the command line
