@@ -18,7 +18,7 @@ def api() -> ApiFixture:
 async def test_groups_and_versions_are_found(api):
     assert (await api.get("/api")).json["versions"] == ["v1"]
     groups = {group["name"]: group for group in (await api.get("/apis")).json["groups"]}
-    assert set(groups) == {GROUP, "discovery.k8s.io"}
+    assert set(groups) == {GROUP, "coordination.k8s.io", "discovery.k8s.io"}
     assert groups[GROUP]["preferredVersion"] == {"groupVersion": f"{GROUP}/v1", "version": "v1"}
     assert [version["version"] for version in groups[GROUP]["versions"]] == ["v1", "v1alpha1"]
     one = (await api.get(f"/apis/{GROUP}")).json
