@@ -11,6 +11,7 @@ from tests.support.kubelet.dns import answer
 from tests.support.kubelet.environment import ConfigError, References, command, environment, expand
 from tests.support.kubelet.identity import Identity, identity
 from tests.support.kubelet.images import Image
+from tests.support.kubelet.reader import Query, query
 from tests.support.kubelet.sandbox import Mount, root_script, shared_mounts
 from tests.support.kubelet.scheduling import place, quantity
 from tests.support.kubelet.services import Names, forwards, names, resolve
@@ -277,3 +278,22 @@ def test_a_containers_user_is_the_nearest_that_is_said(
 def test_a_container_that_must_not_be_root_and_would_be_is_refused():
     with pytest.raises(ConfigError, match="runAsNonRoot"):
         identity(pod(securityContext={"runAsNonRoot": True}), Container(name="c"), Image(pattern="*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        (("pods",), Query(kind="pods")),
+        (("pod", "p", "-n", "ns"), Query(kind="pod", name="p", namespace="ns")),
+        (("-n", "ns", "pod/p"), Query(kind="pod", name="p", namespace="ns")),
+        (("pods", "-A", "-l", "a=b"), Query(kind="pods", everywhere=True, selector="a=b")),
+    ],
+)
+def test_what_a_test_asks_for_is_read_as_kubectl_reads_it(words: tuple[str, ...], asked: Query):
+    assert query(words) == asked
+
+
+@pytest.mark.parametrize("words", [(), ("pods", "a", "b"), ("pods", "--watch")])
+def test_what_is_not_read_here_is_refused(words: tuple[str, ...]):
+    with pytest.raises(ValueError, match=r"names no kind|not understood"):
+        query(words)

@@ -146,10 +146,11 @@ class ControlPlane:
         self._bin = binaries()
         self._etcd_port, self._etcd_peer_port, self.port, self._manager_port = _free_ports(4)
         self.authority = Authority(folder / "pki")
-        self._context = ssl.create_default_context(cafile=str(self.authority.certificate))
+        #: What an administrator's client connects with.
+        self.tls = ssl.create_default_context(cafile=str(self.authority.certificate))
         self._account_keys = key_pair(folder / "pki", "service-account")
         self._admin = self.authority.client("penstock-admin", group="system:masters")
-        self._context.load_cert_chain(*map(str, self._admin))
+        self.tls.load_cert_chain(*map(str, self._admin))
         self.access = ClusterAccess(
             kubeconfig=self._kubeconfig("admin", self._admin),
             server=self.url,
@@ -295,7 +296,7 @@ class ControlPlane:
 
     def _answers(self, url: str) -> bool:
         try:
-            with urllib.request.urlopen(url, timeout=2.0, context=self._context) as response:
+            with urllib.request.urlopen(url, timeout=2.0, context=self.tls) as response:
                 return bool(response.status == 200)
         except OSError:
             return False

@@ -17,6 +17,7 @@ import msgspec
 from tests.support.controlplane.servers import ControlPlane, Server
 from tests.support.kubelet.images import Image, Images
 from tests.support.kubelet.nodes import NodeShape
+from tests.support.kubelet.reader import Reader
 from tests.support.netns import BRIDGE_ADDRESS, inside
 
 __all__ = ["Cluster", "checkout_image"]
@@ -44,6 +45,7 @@ class Cluster:
         self._images = list(images)
         self._table = Images(folder / "images.json")
         self._table.write(self._images)
+        self._reader = Reader(self.plane.url, self.plane.tls)
         self.kubelet = self._kubelet()
         self.network = self._network()
 
@@ -61,6 +63,7 @@ class Cluster:
         self.network.wait()
 
     def stop(self) -> None:
+        self._reader.close()
         for server in (self.network, self.kubelet):
             server.kill()
         self.plane.stop()
@@ -97,9 +100,8 @@ class Cluster:
         self.kubectl("apply", "-f", "-", given={"apiVersion": "v1", "kind": "List", "items": list(objects)})
 
     def get(self, *words: str) -> Any:
-        """An object, or a list's items."""
-        found = json.loads(self.kubectl("get", *words, "-o", "json"))
-        return found["items"] if found["kind"].endswith("List") else found
+        """An object, or a list's items, as ``kubectl get`` finds them: KIND [NAME], -n, -l, -A. Raises RuntimeError."""
+        return self._reader.get(*words)
 
     def until(self, condition: Callable[[], object], *, what: str, timeout_s: float = TIMEOUT_S) -> Any:
         """What `condition` gives once that is true. Raises AssertionError, with all pods, where it is not in time."""
