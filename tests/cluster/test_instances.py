@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -14,12 +16,12 @@ from core.control.kubernetes.connection import ApiClient, connected
 from core.control.kubernetes.connection import Cluster as Connection
 from core.control.kubernetes.store import KubernetesStore
 from core.resources import Key, KindRef, ObjectMeta, OwnerReference, Resource
-from core.resources.builtin import CONFIG_MAP, DEPLOYMENT, KINDS, POD
+from core.resources.builtin import CONFIG_MAP, DEPLOYMENT, KINDS, POD, SECRET
 from serving.instances.kubernetes.client import ClusterPodLogs
 from serving.instances.kubernetes.pods import FOLLOWED, PodInstances
 from serving.instances.kubernetes.pods import KINDS as POD_KINDS
 from serving.instances.kubernetes.template import PRE_STOP_S
-from serving.instances.port import Instance, InstanceSpec, PodTemplate
+from serving.instances.port import CannotRun, Instance, InstanceSpec, PodTemplate
 from serving.published import endpoint_slice
 from tests.conformance.instances import DEADLINE_S, InstancesConformance, Watched
 from tests.conformance.test_instances import FUNCTION, post
@@ -92,11 +94,21 @@ class ClusterHarness:
             template=PodTemplate(owner=owner, spec={"containers": [container], "volumes": volumes}),
         )
 
-    def unknown_spec(self) -> InstanceSpec:
+    def spec_of(self, **pod: object) -> InstanceSpec:
+        """`spec` with these members of its pod."""
         spec = self.spec()
         assert spec.template is not None
-        template = replace(spec.template, spec={**spec.template.spec, "restartPolicy": "Never"})
-        return replace(spec, template=template)
+        return replace(spec, template=replace(spec.template, spec={**spec.template.spec, **pod}))
+
+    def unknown_spec(self) -> InstanceSpec:
+        return self.spec_of(restartPolicy="Never")
+
+    async def refused_at(self, spec: InstanceSpec) -> None:
+        """Ask for one instance again and again, as the autoscaler does, until that is refused."""
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                await self.instances.scale(spec, 1)
+                await asyncio.sleep(0.1)
 
     async def send(self, name: str, event_type: str, subject: str) -> bytes:
         address = self.watched.latest(name).address
@@ -211,6 +223,152 @@ async def test_an_image_that_does_not_exist_is_told_as_kubernetes_tells_it(pods:
     assert waiting.reason in ("ErrImagePull", "ImagePullBackOff")
     assert "example.com/nobody/made-this:1" in waiting.message
     await pods.instances.stop(pods.namespace, name)
+
+
+async def test_what_no_node_has_room_for_is_told_as_kubernetes_tells_it(pods: ClusterHarness) -> None:
+    (name,) = await pods.watched.begun(pods.spec(resources={"limits": {"nvidia.com/gpu": "1"}}), 1)
+    await pods.watched.until(lambda: pods.watched.latest(name).phase == "waiting")
+    assert pods.watched.latest(name).reason == "Unschedulable"
+    assert pods.watched.latest(name).message
+    await pods.instances.stop(pods.namespace, name)
+
+
+async def test_pods_that_the_cluster_does_not_make_are_told_when_they_are_asked_for_again(pods: ClusterHarness) -> None:
+    spec = pods.spec_of(serviceAccountName="nobody")
+    with pytest.raises(CannotRun, match='serviceaccount "nobody" not found') as refused:
+        await pods.refused_at(spec)
+    assert refused.value.reason == "FailedCreate"
+
+
+#: All that a Revision's pod may have, as far as the API server judges it without knowing what it names.
+WHOLE_POD: dict[str, Any] = {
+    "initContainers": [
+        {"name": "fetch", "image": IMAGE, "volumeMounts": [{"name": "scratch", "mountPath": "/scratch"}]},
+        {"name": "proxy", "image": IMAGE, "restartPolicy": "Always"},
+    ],
+    "affinity": {
+        "nodeAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [
+                {
+                    "weight": 1,
+                    "preference": {"matchExpressions": [{"key": "pool", "operator": "In", "values": ["gpu"]}]},
+                }
+            ]
+        }
+    },
+    "nodeSelector": {"pool": "gpu"},
+    "topologySpreadConstraints": [
+        {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": {"app": "hello"}},
+        }
+    ],
+    "runtimeClassName": "nvidia",
+    "priorityClassName": "high",
+    "schedulerName": "mine",
+    "dnsPolicy": "None",
+    "dnsConfig": {"nameservers": ["10.0.0.1"]},
+    "hostAliases": [{"ip": "10.0.0.2", "hostnames": ["db"]}],
+    "securityContext": {"runAsNonRoot": True, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+    "serviceAccountName": "painter",
+    "automountServiceAccountToken": False,
+    "enableServiceLinks": False,
+    "imagePullSecrets": [{"name": "registry"}],
+    "shareProcessNamespace": True,
+    "hostNetwork": False,
+    "volumes": [
+        {"name": "scratch", "emptyDir": {"sizeLimit": "1Gi"}},
+        {"name": "models", "persistentVolumeClaim": {"claimName": "models"}},
+        {"name": "host", "hostPath": {"path": "/data", "type": "Directory"}},
+        {"name": "secrets", "csi": {"driver": "secrets-store.csi.k8s.io", "readOnly": True}},
+        {"name": "token", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}},
+        {
+            "name": "work",
+            "ephemeral": {
+                "volumeClaimTemplate": {
+                    "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
+                }
+            },
+        },
+    ],
+}
+
+
+async def test_the_api_server_keeps_the_whole_pod_specification(pods: ClusterHarness) -> None:
+    container = {
+        "name": "user-container",
+        "image": IMAGE,
+        "imagePullPolicy": "Always",
+        "ports": [{"containerPort": 9000}],
+        "env": [
+            {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+            {"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        ],
+        "envFrom": [{"prefix": "A_", "configMapRef": {"name": "texts", "optional": True}}],
+        "resources": {"limits": {"nvidia.com/gpu": "1"}, "requests": {"cpu": "100m", "memory": "64Mi"}},
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "livenessProbe": {"httpGet": {"path": "/healthz"}, "periodSeconds": 10},
+        "startupProbe": {"grpc": {"port": 0}, "failureThreshold": 30},
+        "readinessProbe": {"httpGet": {"path": "/ready"}, "successThreshold": 1},
+        "volumeMounts": [
+            {"name": each["name"], "mountPath": f"/{each['name']}", "mountPropagation": "HostToContainer"}
+            for each in WHOLE_POD["volumes"]
+        ],
+    }
+    written = {**WHOLE_POD, "containers": [container, {"name": "helper", "image": IMAGE}]}
+    await pods.instances.scale(replace(pods.spec_of(**written), port=9000), 0)
+    template = (await pods.deployment()).spec["template"]["spec"]
+    (made, _) = written.pop("containers")
+    expect(template, written)
+    made = {name: value for name, value in made.items() if not name.endswith("Probe") and name != "ports"}
+    expect(template["containers"][0], {**made, "env": [*made["env"], {"name": "PORT", "value": "9000"}]})
+    assert template["containers"][0]["startupProbe"]["grpc"]["port"] == 9000
+
+
+def expect(stored: Any, written: Any) -> None:
+    """All that was written is in what was stored, which may hold more: defaults, and what comes last in lists."""
+    if isinstance(written, dict):
+        for name, value in written.items():
+            assert name in stored or value is False, name
+            expect(stored.get(name, False), value)
+    elif isinstance(written, list):
+        for one, other in zip(stored, written, strict=False):
+            expect(one, other)
+        assert len(stored) >= len(written)
+    else:
+        assert stored == written
+
+
+async def test_init_containers_sidecars_volumes_and_variables_are_there_when_the_function_starts(
+    cluster: Cluster, pods: ClusterHarness
+) -> None:
+    secret = {"data": {"word": "c2VjcmV0"}, "type": "Opaque"}
+    await pods.store.create(Resource(ref=SECRET, meta=ObjectMeta(name="words", namespace=pods.namespace), body=secret))
+    mounts = [{"name": "shared", "mountPath": "/srv/shared"}]
+    sidecar = {"name": "helper", "image": IMAGE, "command": ["sh", "-c", "echo up > /srv/shared/helper; sleep 600"]}
+    prepare = "echo prepared, > /srv/shared/init"
+    code = "import os, pathlib\ndef handle(event):\n    print(' '.join([*(pathlib.Path('/srv/shared', name).read_text()"
+    code += ".strip() for name in ('init', 'helper')), os.environ['WORD'], os.environ['K_SERVICE']]), flush=True)\n"
+    owner = await pods.store.get(pods.owner.key)
+    await pods.store.update(msgspec.structs.replace(owner, body={"data": {"function.py": code}}))
+    spec = pods.spec(env=[{"name": "WORD", "valueFrom": {"secretKeyRef": {"name": "words", "key": "word"}}}])
+    assert spec.template is not None
+    (serving,) = spec.template.spec["containers"]
+    serving = {**serving, "ports": [{"containerPort": 8080}], "volumeMounts": [*serving["volumeMounts"], *mounts]}
+    pod = {
+        "containers": [serving, {**sidecar, "volumeMounts": mounts}],
+        "initContainers": [
+            {"name": "prepare", "image": IMAGE, "command": ["sh", "-c", prepare], "volumeMounts": mounts}
+        ],
+        "volumes": [*spec.template.spec["volumes"], {"name": "shared", "emptyDir": {}}],
+    }
+    (name,) = await pods.watched.begun(pods.spec_of(**pod), 1)
+    await pods.watched.ready(name)
+    await pods.write(name, "now")
+    lines = pods.instances.log(pods.namespace, "hello-00001", tail=1, follow=False)
+    assert [line.text async for line in lines] == ["prepared, up secret hello"]
 
 
 async def test_with_the_revision_everything_goes(pods: ClusterHarness) -> None:

@@ -6,7 +6,7 @@ from core.resources import ObjectMeta, Resource
 from core.resources.builtin import POD
 from serving.instances.kubernetes.deployment import deployment_of
 from serving.instances.kubernetes.status import instance_of, steps
-from serving.instances.kubernetes.template import PRE_STOP_S, REVISION_LABEL
+from serving.instances.kubernetes.template import LOST_NODE_S, PRE_STOP_S, REVISION_LABEL
 from serving.instances.port import FOLLOWS, Instance
 from serving.instances.spec import instance_spec
 from serving.resources import REVISION
@@ -91,6 +91,7 @@ def test_the_whole_pod_specification_is_passed_through():
         "enableServiceLinks": False,
     }
     pod = pod_of(revision(**given))
+    pod["tolerations"] = pod["tolerations"][:1]
     assert {name: pod[name] for name in given} == given
     assert not {"timeoutSeconds", "containerConcurrency"} & pod.keys()
 
@@ -122,6 +123,19 @@ def test_a_pod_serves_on_before_its_sigterm_and_then_has_a_requests_time():
     pod = pod_of(revision())
     assert pod["containers"][0]["lifecycle"] == {"preStop": {"sleep": {"seconds": PRE_STOP_S}}}
     assert pod["terminationGracePeriodSeconds"] == 60 + PRE_STOP_S
+
+
+def test_a_lost_nodes_pods_are_given_up_early_unless_the_revision_says_when():
+    own = {"key": "node.kubernetes.io/unreachable", "operator": "Exists", "tolerationSeconds": 600}
+    assert pod_of(revision(tolerations=[own]))["tolerations"] == [
+        own,
+        {
+            "key": "node.kubernetes.io/not-ready",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": LOST_NODE_S,
+        },
+    ]
 
 
 def test_of_several_containers_the_one_with_a_port_serves_and_each_waits_before_its_end():

@@ -6,7 +6,7 @@ the gateway.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from serving.instances.port import CannotRun, InstanceSpec, PodTemplate
@@ -28,6 +28,11 @@ PRE_STOP_S: Final = 3
 
 #: Probing as often as Kubernetes can where the Revision asks for Knative's own quick probing (`periodSeconds: 0`).
 QUICK_PERIOD_S: Final = 1
+
+#: A pod on a node that cannot be heard is given up after this long, and another takes its place: functions keep
+#: nothing. Kubernetes' own five minutes are for pods that others cannot stand in for.
+LOST_NODE_S: Final = 30
+_LOST_NODE: Final = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
 #: Annotations that are about the Revision, not about its pods.
 _NOT_FOR_PODS: Final = ("autoscaling.knative.dev/", "serving.knative.dev/", "kubectl.kubernetes.io/")
@@ -66,8 +71,17 @@ def pod_template(spec: InstanceSpec) -> dict[str, Any]:
     pod["containers"] = [_container(one, spec, serves=index == serving) for index, one in enumerate(containers)]
     # What is under way when SIGTERM comes may take as long as a request may.
     pod["terminationGracePeriodSeconds"] = int(spec.drain_timeout_s) + PRE_STOP_S
+    pod["tolerations"] = [*(pod.get("tolerations") or ()), *_tolerations(pod)]
     annotations = {name: text for name, text in template.annotations.items() if not name.startswith(_NOT_FOR_PODS)}
     return {"metadata": {"labels": pod_labels(spec), "annotations": annotations}, "spec": pod}
+
+
+def _tolerations(pod: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """How long to wait for a lost node, where the Revision does not say."""
+    said = {toleration.get("key") for toleration in pod.get("tolerations") or ()}
+    for key in _LOST_NODE:
+        if key not in said:
+            yield {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": LOST_NODE_S}
 
 
 def _container(written: Mapping[str, Any], spec: InstanceSpec, *, serves: bool) -> dict[str, Any]:
