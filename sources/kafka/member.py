@@ -113,16 +113,16 @@ class _Cluster:
         self._client = client
 
     async def missing(self, topics: Iterable[str]) -> frozenset[str]:
-        partitions = await self._partitions(list(topics))
-        return frozenset(topic for topic, found in partitions.items() if not found)
+        wanted = list(topics)
+        return frozenset(wanted) - (await self._partitions(wanted)).keys()
 
     async def _partitions(self, topics: list[str]) -> dict[str, list[TopicPartition]]:
-        """The partitions of each topic, none where it does not exist."""
+        """The partitions of each of the topics that exists."""
         with _trouble(self._access):
             async with asyncio.timeout(ASK_WITHIN_S):
                 request = MetadataRequest(topics, allow_auto_topic_creation=False)
                 answer = await self._client.send(self._client.get_random_node(), request)
-            found: dict[str, list[TopicPartition]] = {topic: [] for topic in topics}
+            found: dict[str, list[TopicPartition]] = {}
             for code, topic, _, partitions in answer.topics:
                 if for_code(code) is TopicAuthorizationFailedError:
                     raise TopicAuthorizationFailedError(topic)

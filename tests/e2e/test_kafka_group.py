@@ -22,7 +22,7 @@ from sources.port import Refused
 from tests.support.kafka.server import KafkaServer
 from tests.support.sources import RecordingContext, Rig, running
 
-pytestmark = pytest.mark.service("kafka")
+pytestmark = [pytest.mark.e2e, pytest.mark.service("kafka")]
 #: Kafka's own pauses: a member that was killed is missed after six seconds, a broker is back after some.
 DEADLINE_S = 90.0
 
