@@ -199,7 +199,7 @@ DECIDING = (
 #: of Kubernetes that are not passed on.
 NOT_CONDITIONS = re.compile(
     r"\w+(?:Reconciler|Source|Runner|Processes|Function|Instances)|NotRecognised|PodAutoscaler|ExitCode|\w+Missing"
-    r"|RollingUpdate|ReplicaFailure|PodScheduled|PodInitializing|ContainerCreating"
+    r"|RollingUpdate|ReplicaFailure|PodScheduled|NoExecute|PodInitializing|ContainerCreating"
 )
 
 
