@@ -58,7 +58,10 @@ def _prepare(config: pytest.Config, items: list[pytest.Item]) -> None:
     capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         for name in sorted(wanted):
-            SERVICES[name].prepare(lambda line: print(line, flush=True))
+            try:
+                SERVICES[name].prepare(lambda line: print(line, flush=True))
+            except RuntimeError as error:
+                raise pytest.UsageError(f"{name} cannot be made ready: {error}") from error
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

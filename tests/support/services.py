@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from tests.support.controlplane.build import binaries
+from tests.support.controlplane.build import binaries, compiles
 from tests.support.controlplane.servers import ControlPlane
 from tests.support.kafka.jars import jars
 from tests.support.kafka.server import KafkaServer
@@ -82,6 +82,7 @@ SERVICES: Final = {
             name="kubernetes",
             variable="KUBECONFIG",
             programs=("etcd", "go", "setpriv"),
+            usable=compiles,
             install="apt-get install -y etcd-server, and Go 1.24 or later from https://go.dev/dl",
             prepare=binaries,
         ),

@@ -8,6 +8,7 @@ anew and the same is never built twice. A first build takes some six minutes on 
 from __future__ import annotations
 
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-__all__ = ["PROGRAMS", "binaries", "built"]
+__all__ = ["PROGRAMS", "binaries", "compiles"]
 
 MODULE: Final = Path(__file__).resolve().parents[2] / "controlplane"
 PROGRAMS: Final = {
@@ -48,9 +49,18 @@ def binaries(say: Callable[[str], None] = print) -> Path:
     return target / "bin"
 
 
-def built() -> bool:
-    """Whether they are there already, so that neither Go nor time is needed."""
-    return shutil.which("go") is not None and _complete(_target())
+@functools.cache
+def compiles() -> bool:
+    """Whether Go is there, and new enough for the module."""
+    if shutil.which("go") is None:
+        return False
+    needed = re.search(r"^go (\d+)\.(\d+)", (MODULE / "go.mod").read_text(), re.MULTILINE)
+    found = re.search(r"go(\d+)\.(\d+)", _go("version"))
+    return needed is not None and found is not None and _numbers(found) >= _numbers(needed)
+
+
+def _numbers(match: re.Match[str]) -> tuple[int, int]:
+    return int(match[1]), int(match[2])
 
 
 def _complete(target: Path) -> bool:
