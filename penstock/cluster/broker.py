@@ -19,6 +19,7 @@ __all__ = ["compose_dispatcher", "compose_ingress"]
 
 async def compose_ingress(frame: Frame) -> Callable[[], str]:
     """One of several ingresses: each knows all Brokers."""
+    # Without peers: an ingress sends nothing.
     node = await _node(frame, Client(), "ingress")
     server = await frame.serve(node.handler, frame.settings.port)
     frame.stack.push_async_callback(lambda: server.drain(frame.ending.drain_s))

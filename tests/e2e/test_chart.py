@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -272,17 +272,36 @@ def test_people_may_read_every_kind_and_write_those_that_are_theirs(base: list[d
 # ---- a real API server
 
 
-@pytest.mark.parametrize("name", chart.CASES)
-def test_an_api_server_takes_what_is_rendered(kubernetes: ClusterAccess, name: str, tmp_path: Path):
-    manifests = tmp_path / "manifests.yaml"
-    manifests.write_text(chart.render(*chart.BASE, *chart.CASES[name], namespace="default"))
-    done = subprocess.run(
-        ["kubectl", "apply", "--dry-run=server", "--validate=strict", "-f", str(manifests)],
-        env=kubernetes.environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+@pytest.fixture(scope="module")
+def restricted(kubernetes: ClusterAccess) -> Iterator[str]:
+    """A namespace where pods must keep to Kubernetes' strictest standard."""
+    name = "chart-restricted"
+    kubectl(kubernetes, "create", "namespace", name)
+    levels = [f"pod-security.kubernetes.io/{mode}=restricted" for mode in ("enforce", "warn")]
+    kubectl(kubernetes, "label", "namespace", name, *levels)
+    yield name
+    kubectl(kubernetes, "delete", "namespace", name, "--wait=false")
+
+
+def kubectl(kubernetes: ClusterAccess, *words: str) -> str:
+    """What it says on standard error."""
+    command = ["kubectl", *words]
+    done = subprocess.run(command, env=kubernetes.environment, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("name", chart.CASES)
+def test_an_api_server_takes_what_is_rendered_under_the_strictest_pod_security(
+    kubernetes: ClusterAccess, restricted: str, name: str, tmp_path: Path
+):
+    manifests = tmp_path / "manifests.yaml"
+    manifests.write_text(chart.render(*chart.BASE, *chart.CASES[name], namespace=restricted))
+    assert kubectl(kubernetes, "apply", "--dry-run=server", "--validate=strict", "-f", str(manifests)) == ""
+
+
+def test_a_pod_that_may_more_would_be_told_of(kubernetes: ClusterAccess, restricted: str, tmp_path: Path):
+    manifests = tmp_path / "manifests.yaml"
+    told = chart.render(*chart.BASE, namespace=restricted).replace("readOnlyRootFilesystem: true", "privileged: false")
+    manifests.write_text(told.replace("drop: [ALL]", "add: [NET_ADMIN]"))
+    assert "would violate PodSecurity" in kubectl(kubernetes, "apply", "--dry-run=server", "-f", str(manifests))

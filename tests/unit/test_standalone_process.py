@@ -31,6 +31,9 @@ async def compose(settings, ending):
         raise ValueError("a bug")
     if settings.name == "blocked":
         (data / "no folder" / "file").write_text("")
+    if settings.name == "waiting":
+        (data / "waiting").touch()
+        await asyncio.Event().wait()
     try:
         yield
     finally:
@@ -87,6 +90,14 @@ async def test_it_drains_when_it_is_asked_to_end(tmp_path):
     child.process.send_signal(signal.SIGTERM)
     assert await ended(child) == 0
     assert (tmp_path / "drained").exists()
+
+
+async def test_one_that_still_starts_stops_starting_when_it_is_asked_to_end(tmp_path):
+    child = await spawn(tmp_path, name="waiting")
+    await asyncio.to_thread(wait_until, (tmp_path / "waiting").exists, what="it waits for something")
+    child.process.send_signal(signal.SIGTERM)
+    assert await ended(child) == 0
+    assert "Traceback" not in (tmp_path / "it.log").read_text()
 
 
 async def test_it_ends_without_a_drain_when_it_is_told_to(serving, tmp_path):

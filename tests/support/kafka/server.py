@@ -55,9 +55,11 @@ class KafkaServer:
     """Answers on the same port through restarts. What it acknowledged is in its machine's memory at least: a kill of
     the process loses nothing of it."""
 
-    def __init__(self, folder: Path, **settings: str | int) -> None:
-        """`settings` are of server.properties, with ``_`` for ``.``."""
+    def __init__(self, folder: Path, *, host: str = "127.0.0.1", **settings: str | int) -> None:
+        """`host` is this machine's address as clients know it. `settings` are of server.properties, with ``_`` for
+        ``.``."""
         self.folder = folder
+        self._host = host
         self._ports = _free_ports(2)
         self._more = {name.replace("_", "."): value for name, value in settings.items()}
         self._class_path = f"{jars()}/*"
@@ -71,7 +73,7 @@ class KafkaServer:
     @property
     def servers(self) -> str:
         """What clients are given as bootstrap servers."""
-        return f"127.0.0.1:{self._ports[0]}"
+        return f"{self._host}:{self._ports[0]}"
 
     @property
     def pid(self) -> int | None:
@@ -106,8 +108,8 @@ class KafkaServer:
         broker, controller = self._ports
         settings = _SETTINGS | {
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
-            "listeners": f"PLAINTEXT://127.0.0.1:{broker},CONTROLLER://127.0.0.1:{controller}",
-            "advertised.listeners": f"PLAINTEXT://127.0.0.1:{broker}",
+            "listeners": f"PLAINTEXT://{self._host}:{broker},CONTROLLER://127.0.0.1:{controller}",
+            "advertised.listeners": f"PLAINTEXT://{self._host}:{broker}",
             "log.dirs": self.folder / "data",
         }
         lines = [f"{name}={value}\n" for name, value in (settings | self._more).items()]
@@ -130,7 +132,7 @@ class KafkaServer:
     def _answers(self) -> bool:
         """The broker opens its port last, once it may serve."""
         try:
-            with socket.create_connection(("127.0.0.1", self._ports[0]), timeout=1.0):
+            with socket.create_connection((self._host, self._ports[0]), timeout=1.0):
                 return True
         except OSError:
             return False
