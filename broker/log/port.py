@@ -26,6 +26,7 @@ __all__ = [
     "EventLog",
     "LedgerLog",
     "LogFull",
+    "OwnLog",
     "Page",
     "Position",
     "Record",
@@ -241,6 +242,23 @@ class EventLog(Protocol):
 
 class LedgerLog(EventLog, Ledger, Protocol):
     """An event log that also keeps the ledger of what became of its events, as every adapter does."""
+
+
+class OwnLog(LedgerLog, Protocol):
+    """A log as the process has it that opens and closes it."""
+
+    async def open(self) -> None:
+        """Read what is there, and begin to follow it. Raises Unavailable."""
+        ...
+
+    async def close(self) -> None:
+        """Make everything durable that can be, and give it free for others."""
+        ...
+
+    async def failed(self) -> None:
+        """Wait until a part of the log has ended by a fault of its own. It takes nothing more then and answers nobody
+        who waits: a process that starts anew is better than one that goes on so."""
+        ...
 
 
 def announce(record: Record, listeners: Iterable[Callable[[Record], None]]) -> None:

@@ -101,6 +101,7 @@ class SqliteLog:
         self._failed: Unavailable | None = None
         self._positions_alone = False
         self._closed = False
+        self._broken = asyncio.Event()
         # What is known of the file.
         self._next = 1
         self._last = 0
@@ -145,6 +146,9 @@ class SqliteLog:
                 handle.cancel()
         await self._job(self._files.close)
         self._stop_thread()
+
+    async def failed(self) -> None:
+        await self._broken.wait()
 
     # ---- EventLog
 
@@ -425,8 +429,13 @@ class SqliteLog:
     # ---- the writer thread
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            job()
+        try:
+            while (job := self._jobs.get()) is not None:
+                job()
+        except Exception:  # boundary: the thread's own; without it nothing may be accepted
+            logger.critical("the event log's thread ended", exc_info=True)
+            self._closed = True
+            self._loop.call_soon_threadsafe(self._broken.set)
 
     def _commit(self, batch: _Batch, index: bool) -> None:
         error: Unavailable | None = None

@@ -6,14 +6,15 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from broker.log.port import LedgerLog
+from broker.log.port import LedgerLog, OwnLog
 from broker.log.query import LogQuery
 from broker.resources import DEFAULT_CLASS, KAFKA_CLASS, REDIS_CLASS
 from core.errors import InvalidInput
 from penstock.cluster.process import Frame
 from penstock.cluster.settings import EventLogSettings
+from penstock.process import running
 
 __all__ = ["REMEDIES", "classes", "make_readers", "open_logs"]
 
@@ -23,14 +24,6 @@ REMEDIES: Final = {
     KAFKA_CLASS: "Set the chart's value eventLog.kafka, which names the Kafka for it.",
 }
 _EXAMPLES: Final = {"redis": "redis://host:6379/0", "kafka": "host:9092"}
-
-
-class OwnLog(LedgerLog, Protocol):
-    """A log that this process opens and closes."""
-
-    async def open(self) -> None: ...
-
-    async def close(self) -> None: ...
 
 
 def classes(log: EventLogSettings) -> dict[str, str]:
@@ -51,6 +44,7 @@ async def open_logs(frame: Frame) -> Mapping[str, LedgerLog]:
         log = _make_log(kind, frame.settings.event_log, frame.settings.pod)
         await frame.once(f"the event log on {kind}", log.open)
         frame.stack.push_async_callback(log.close)
+        await frame.stack.enter_async_context(running(**{f"event log on {kind}": log.failed()}))
         made[kind] = log
     return {name: made[kind] for name, kind in served.items()}
 

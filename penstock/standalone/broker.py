@@ -19,6 +19,7 @@ from core.net.names import Names
 from core.net.server import HttpServer
 from core.resources import Resource
 from core.telemetry import Metrics
+from penstock.process import running
 from penstock.standalone.eventlog import make_logs
 from penstock.standalone.process import Ending, run_process
 from penstock.standalone.settings import Settings
@@ -37,6 +38,7 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
         for log in dict.fromkeys(logs.values()):
             await log.open()
             stack.push_async_callback(log.close)
+            await stack.enter_async_context(running(event_log=log.failed()))
         client = Client()
         stack.push_async_callback(client.close)
         node = BrokerNode(

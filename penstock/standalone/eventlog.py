@@ -10,29 +10,21 @@ import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
-from broker.log.port import LedgerLog
+from broker.log.port import OwnLog
 from broker.log.query import LogQuery, LogReader
 from broker.resources import DEFAULT_CLASS, KAFKA_CLASS, REDIS_CLASS
 from core.errors import Unavailable
 from penstock.standalone.settings import BrokerLog, Settings
 
-__all__ = ["REMEDIES", "OwnLog", "classes", "make_logs", "make_readers"]
+__all__ = ["REMEDIES", "classes", "make_logs", "make_readers"]
 
 #: For each class that may be missing: how to have it.
 REMEDIES: Final = {
     REDIS_CLASS: "Start the platform with --redis-url or PENSTOCK_REDIS_URL, which name the Redis for it.",
     KAFKA_CLASS: "Start the platform with --kafka-servers or PENSTOCK_KAFKA_BOOTSTRAP_SERVERS, which name the Kafka.",
 }
-
-
-class OwnLog(LedgerLog, Protocol):
-    """A log that this process opens and closes."""
-
-    async def open(self) -> None: ...
-
-    async def close(self) -> None: ...
 
 
 def classes(log: BrokerLog) -> dict[str, str]:

@@ -144,6 +144,16 @@ class TestSqliteLog(EventLogSuite, DurableLogSuite):
             await _until(lambda: _rows(opened.path) == (1, 5))
 
 
+async def test_a_log_whose_thread_ended_by_a_fault_says_so_and_takes_nothing_more(tmp_path: Path):
+    log = SqliteLog(tmp_path / "log.db")
+    await log.open()
+    log._jobs.put(lambda: [].clear(1))  # type: ignore[call-arg]
+    async with asyncio.timeout(10):
+        await log.failed()
+    with pytest.raises(Unavailable):
+        await append(log, entry("a"))
+
+
 class TestSqliteReader(LogQuerySuite):
     @pytest.fixture
     def log(self, opened: _Opened) -> SqliteLog:

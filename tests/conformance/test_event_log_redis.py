@@ -13,7 +13,7 @@ from broker.ledger import Attempt
 from broker.log.port import EventLog, LogFull, Position, Record, Retention
 from broker.log.redis.connection import Connection, ended
 from broker.log.redis.layout import Keys
-from broker.log.redis.leases import LEASE_S, RENEW_S
+from broker.log.redis.leases import LEASE_S, RENEW_S, Leases
 from broker.log.redis.log import RedisLog
 from broker.log.redis.query import RedisReader
 from core.errors import Unavailable
@@ -150,6 +150,19 @@ class TestRedisLog(EventLogSuite, DurableLogSuite):
         for key in (keys.ids, keys.causes, keys.attempts, keys.undelivered):
             assert await logs.redis.run("ZCARD", key) == 0
         assert await logs.redis.run("GET", keys.bytes) == b"0"
+
+    async def test_a_log_of_which_a_part_ended_by_a_fault_says_so_and_takes_nothing_more(
+        self, logs: Logs, monkeypatch: pytest.MonkeyPatch
+    ):
+        async def fail(leases: Leases) -> None:
+            raise ValueError("a fault of ours")
+
+        monkeypatch.setattr(Leases, "run", fail)
+        log = await logs.open("other")
+        async with asyncio.timeout(DEADLINE_S):
+            await log.failed()
+        with pytest.raises(Unavailable):
+            await append(log, entry("a"))
 
     async def test_a_log_of_another_format_is_refused(self, logs: Logs):
         await logs.redis.run("SET", logs.keys.format, "99")

@@ -77,7 +77,8 @@ def test_what_was_refused_comes_before_what_came_since_and_what_was_dropped_sinc
 
 def test_a_log_keeps_its_name_and_no_two_have_the_same(tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
-    assert log_name(first) == log_name(first) != log_name(second)
+    assert log_name(first, "redis") == log_name(first, "redis") != log_name(second, "redis")
+    assert log_name(first, "kafka") != log_name(first, "redis")
 
 
 def test_functions_do_not_inherit_the_logs_password():

@@ -99,6 +99,7 @@ class RedisLog:
         self._retry_s = RETRY_FIRST_S
         self._others_alone = False
         self._closed = False
+        self._broken = asyncio.Event()
         # What is known of the log. Held while listeners are told, so that they hear every event once and in order.
         self._telling = asyncio.Lock()
         self._last = 0
@@ -148,12 +149,16 @@ class RedisLog:
             then(Unavailable("The event log is closed."))
         await self._disconnect()
 
+    async def failed(self) -> None:
+        await self._broken.wait()
+
     def _must_go_on(self, task: asyncio.Task[None]) -> None:
         """A part that ended by itself has a fault: without it nothing may be accepted."""
         if not task.cancelled():
             facts = {"part": task.get_name()}
             logger.critical("part of the event log ended", exc_info=task.exception(), extra={"facts": facts})
             self._closed = True
+            self._broken.set()
 
     async def _disconnect(self) -> None:
         await self._redis.close()
