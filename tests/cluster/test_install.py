@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.support.hello import FUNCTION
@@ -21,17 +19,13 @@ async def app(scope, receive, send):
 BROKER = {"apiVersion": "eventing.knative.dev/v1", "kind": "Broker", "metadata": {"name": "default"}}
 
 
-@pytest.fixture(scope="module")
-def release(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+@pytest.fixture(scope="module", autouse=True)
+def functions(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("functions")
     for name, text in (("page", APPLICATION), ("hello", FUNCTION)):
         (folder / name).mkdir()
         (folder / name / "function.py").write_text(text)
         cluster.use(function_image(name, folder / name))
-    release = Release(cluster)
-    release.install()
-    yield release
-    release.uninstall()
 
 
 def apply(release: Release, namespace: str, *objects: object) -> None:
@@ -58,7 +52,7 @@ def test_one_control_pod_leads_and_its_service_leads_to_it_alone(release: Releas
 
 def test_a_function_answers_from_zero(release: Release, namespace: str):
     apply(release, namespace, knative_service("page", "dev.local/page:1", scaling={"window": "6s"}))
-    release.cluster.until(lambda: release.is_ready("ksvc", "page", namespace), what="page is ready")
+    release.until_ready("ksvc", "page", namespace)
     assert release.call("page", namespace) == (200, b"hello from page-00001")
     release.cluster.until(lambda: not release.cluster.get("pods", "-n", namespace), what="page is at zero")
     assert release.call("page", namespace) == (200, b"hello from page-00001")
@@ -68,9 +62,7 @@ def test_an_event_wakes_a_function_and_its_reply_comes_back(release: Release, na
     hello = knative_service("hello", "dev.local/hello:1", scaling={"initial-scale": "0"})
     apply(release, namespace, BROKER, hello, trigger("hello", "hello", type_="hello"))
     for kind, name in (("broker", "default"), ("ksvc", "hello"), ("trigger", "hello")):
-        release.cluster.until(
-            lambda kind=kind, name=name: release.is_ready(kind, name, namespace), what=f"{kind} {name} is ready"
-        )
+        release.until_ready(kind, name, namespace)
     release.cluster.until(lambda: release.publish(namespace, "e1") == 202, what="the ingresses know the Broker")
     release.cluster.until(lambda: release.explained("re-e1"), what="the reply is in the Broker")
     (story,) = release.explained("e1")
@@ -79,7 +71,7 @@ def test_an_event_wakes_a_function_and_its_reply_comes_back(release: Release, na
 
 def test_a_name_in_the_cluster_leads_to_the_function(release: Release, namespace: str):
     apply(release, namespace, knative_service("page", "dev.local/page:1"))
-    release.cluster.until(lambda: release.is_ready("ksvc", "page", namespace), what="page is ready")
+    release.until_ready("ksvc", "page", namespace)
     made = release.cluster.get("service", "page", "-n", namespace)["spec"]
     assert (made["type"], made["externalName"]) == ("ExternalName", "penstock-gateway.penstock.svc.cluster.local")
 

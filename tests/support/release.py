@@ -31,6 +31,7 @@ class Release:
         self.cluster = cluster
         self.namespace = namespace
         self.name = name
+        self._addresses: dict[str, str] = {}
         cluster.use(checkout_image("penstock:*"), Image(pattern="redis:*"))
 
     def install(self, *values: str) -> None:
@@ -61,9 +62,11 @@ class Release:
         )
 
     def address(self, role: str) -> str:
-        """The cluster's address of a role's Service."""
-        found: str = self.cluster.get("service", f"{self.name}-{role}", "-n", self.namespace)["spec"]["clusterIP"]
-        return found
+        """The cluster's address of a role's Service; asked for once, so that traffic needs no API server."""
+        if role not in self._addresses:
+            service = self.cluster.get("service", f"{self.name}-{role}", "-n", self.namespace)
+            self._addresses[role] = service["spec"]["clusterIP"]
+        return self._addresses[role]
 
     def pods(self, role: str) -> dict[str, dict[str, Any]]:
         """The pods of a role that are not being ended, by name."""
@@ -109,6 +112,14 @@ class Release:
         found: list[dict[str, Any]] = json.loads(body)["events"] if status == 200 else []
         return found
 
+    def until_ready(self, kind: str, name: str, namespace: str) -> None:
+        """Wait for it. Raises AssertionError with its status where it does not become ready."""
+        try:
+            self.cluster.until(lambda: self.is_ready(kind, name, namespace), what=f"{kind} {name} is ready")
+        except AssertionError as error:
+            status = self.cluster.get(kind, name, "-n", namespace).get("status")
+            raise AssertionError(f"{error}\n{json.dumps(status, indent=1)}") from error
+
     def is_ready(self, kind: str, name: str, namespace: str) -> bool:
         """Whether its condition Ready is True for its present generation."""
         found = self.cluster.get(kind, name, "-n", namespace)
@@ -118,8 +129,8 @@ class Release:
 
 
 def function_image(name: str, folder: Path) -> Image:
-    """``dev.local/<name>:*``: the function in `folder`, as an image runs it."""
-    return checkout_image(f"dev.local/{name}:*", "-m", "penstock", "serve", "--host", ANYWHERE, str(folder))
+    """``dev.local/<name>`` with any tag: the function in `folder`, as an image runs it."""
+    return checkout_image(f"dev.local/{name}*", "-m", "penstock", "serve", "--host", ANYWHERE, str(folder))
 
 
 def knative_service(

@@ -25,7 +25,7 @@ from tests.support.document import ROOT
 PACKAGES = ("core", "broker", "sources", "serving", "penstock")
 DOCS = ROOT / "docs"
 PAGES = document.pages()
-EXAMPLES = sorted(path for path in (ROOT / "examples").rglob("*.yaml"))
+EXAMPLES = sorted((ROOT / "examples").rglob("manifests/*.yaml"))
 KINDS = registry()
 
 

@@ -1,4 +1,4 @@
-"""Storage for claims: for each that waits a volume of its own, which is a folder of the machine."""
+"""Storage for claims: for each that names no class a volume of its own, which is a folder of the machine."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ from typing import Any, Final
 
 from tests.support.kubelet.api import AWAY, Api, ApiError
 
-__all__ = ["Claims", "claim_folder"]
+__all__ = ["Claims"]
 
 _LOG = logging.getLogger("kubelet.claims")
 _RETRY_S: Final = 1.0
-
-
-def claim_folder(folder: Path, namespace: str, name: str) -> Path:
-    return folder / "claims" / namespace / name
 
 
 class Claims:
@@ -38,7 +34,9 @@ class Claims:
             self._changed("ADDED", claim)
 
     def _changed(self, kind: str, claim: Any) -> None:
-        if kind == "ADDED" and not claim["spec"].get("volumeName"):
+        spec = claim["spec"]
+        # Those of a class wait for a volume of that class, which somebody makes.
+        if kind == "ADDED" and not spec.get("volumeName") and not spec.get("storageClassName"):
             self._waiting.put_nowait(claim)
 
     async def _provide(self) -> None:
@@ -66,7 +64,7 @@ class Claims:
                 "accessModes": spec["accessModes"],
                 "storageClassName": spec.get("storageClassName", ""),
                 "persistentVolumeReclaimPolicy": "Retain",
-                "hostPath": {"path": str(claim_folder(self._folder, metadata["namespace"], metadata["name"]))},
+                "hostPath": {"path": str(self._folder / "claims" / metadata["namespace"] / metadata["name"])},
                 "claimRef": reference,
             },
         }

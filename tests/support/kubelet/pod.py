@@ -152,7 +152,7 @@ class PodWorker:
             "status.hostIP": self._machine.node_address,
         }
         if self._volumes is None:
-            self._volumes = await volumes.provide(api, pod, folder / "volumes", self._machine.folder, facts)
+            self._volumes = await volumes.provide(api, pod, folder / "volumes", facts)
         hostname = pod.spec.hostname or pod.metadata.name
         who = identity(pod, spec, image) if USERS_ALLOWED else ROOT
         base = (

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.kubelet.api import Api, ApiError
-from tests.support.kubelet.claims import claim_folder
 from tests.support.kubelet.environment import ConfigError, field_value
 from tests.support.kubelet.sandbox import Mount
 from tests.support.kubelet.spec import (
@@ -26,11 +25,9 @@ from tests.support.kubelet.spec import (
 __all__ = ["mounts", "provide"]
 
 
-async def provide(api: Api, pod: Pod, folder: Path, state: Path, facts: Mapping[str, str]) -> dict[str, Path]:
+async def provide(api: Api, pod: Pod, folder: Path, facts: Mapping[str, str]) -> dict[str, Path]:
     """Every volume's folder. Raises ConfigError where one refers to what does not exist yet."""
-    return {
-        volume.name: await _volume(api, pod, volume, folder / volume.name, state, facts) for volume in pod.spec.volumes
-    }
+    return {volume.name: await _volume(api, pod, volume, folder / volume.name, facts) for volume in pod.spec.volumes}
 
 
 def mounts(container: Container, volumes: Mapping[str, Path]) -> list[Mount]:
@@ -47,11 +44,11 @@ def mounts(container: Container, volumes: Mapping[str, Path]) -> list[Mount]:
     return result
 
 
-async def _volume(api: Api, pod: Pod, volume: Volume, folder: Path, state: Path, facts: Mapping[str, str]) -> Path:
+async def _volume(api: Api, pod: Pod, volume: Volume, folder: Path, facts: Mapping[str, str]) -> Path:
     if volume.host_path is not None:
         return Path(volume.host_path.path)
     if volume.persistent_volume_claim is not None:
-        folder = claim_folder(state, pod.metadata.namespace, volume.persistent_volume_claim.claim_name)
+        folder = await _claimed(api, pod, volume.persistent_volume_claim.claim_name)
     folder.mkdir(parents=True, exist_ok=True)
     # Any user may write, whose group the manifest would have to say.
     folder.chmod(0o777)
@@ -70,6 +67,16 @@ async def _volume(api: Api, pod: Pod, volume: Volume, folder: Path, state: Path,
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
     return folder
+
+
+async def _claimed(api: Api, pod: Pod, name: str) -> Path:
+    """The folder of the volume that the claim is bound to."""
+    claim = await _object(api, pod, "persistentvolumeclaims", name, optional=False)
+    bound = claim["spec"].get("volumeName") if (claim.get("status") or {}).get("phase") == "Bound" else ""
+    if not bound:
+        raise ConfigError(f'persistentvolumeclaim "{name}" is not bound')
+    volume = await api.get(f"/api/v1/persistentvolumes/{bound}")
+    return Path(volume["spec"]["hostPath"]["path"])
 
 
 async def _projected(api: Api, pod: Pod, source: ProjectedSource, facts: Mapping[str, str]) -> dict[str, bytes]:
