@@ -384,9 +384,9 @@ class _Worker:
     async def _publish(self) -> None:
         """Make the EndpointSlices say which instances are ready, where, and whose they are."""
         scaler, retiring = self.scaler, self.scaler.retiring
-        ready = [one for one in scaler.instances.values() if one.phase == "ready" and one.name not in retiring]
+        staying = [one for one in scaler.instances.values() if one.phase != "draining" and one.name not in retiring]
         situation = Situation(need=scaler.need(), now=self._shared.clock.now())
-        again_s = await self._published.publish(ready, scaler.instances, self._revision(), situation)
+        again_s = await self._published.publish(staying, self._revision(), situation)
         if self._look_again is not None:
             self._look_again.cancel()
             self._look_again = None

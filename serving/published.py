@@ -7,6 +7,7 @@ out here (`serving.sharing` decides how).
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -23,6 +24,8 @@ from serving.routing import Return
 from serving.sharing import Sharing, share
 
 __all__ = ["GatewayList", "Published", "Situation", "is_published"]
+
+_log = logging.getLogger(__name__)
 
 _MANAGED_BY: Final = "endpointslice.kubernetes.io/managed-by"
 _MANAGER: Final = "autoscaler.penstock.dev"
@@ -61,8 +64,6 @@ class Published:
         self._store = store
         self._slices = slices
         self._gateways = shared_by
-        #: Whose an instance was when it was last ready: another gets it no sooner than if it had stayed so.
-        self._former: dict[str, Holding] = {}
         self._released: set[str] = set()
 
     def returned(self, gateway: str, told: Return) -> bool:
@@ -76,21 +77,26 @@ class Published:
         return True
 
     async def publish(
-        self, ready: Iterable[Instance], known: Iterable[str], revision: Resource | None, situation: Situation
+        self, instances: Iterable[Instance], revision: Resource | None, situation: Situation
     ) -> float | None:
-        """Make the EndpointSlices say which instances are ready, where, and whose they are.
+        """Make the EndpointSlices say which of `instances`, all that are to stay, are ready, where, and whose they are.
 
-        `known` are the instances that exist, ready or not. Returns in how many seconds time alone will change whose one
-        is; None where it will not. Raises PenstockError where the store refuses; then this is to be called again.
+        Returns in how many seconds time alone will change whose one is; None where it will not. Raises PenstockError
+        where the store refuses; then this is to be called again.
         """
-        instances = {one.name: one for one in ready} if revision is not None else {}
-        whose, again_s = self._share(instances, revision, situation)
-        for name, one in instances.items():
+        there = {one.name: one for one in instances} if revision is not None else {}
+        ready = {name: one for name, one in there.items() if one.phase == "ready"}
+        whose, again_s = self._share(ready, revision, situation)
+        for name, one in ready.items():
             if revision is not None:
                 await self._put(name, endpoint_slice(one, revision, whose[name]))
-        for name in self._slices.keys() - instances.keys():
-            await self._delete(name)
-        self._former = {name: each for name, each in self._former.items() if name in set(known)}
+        for name in self._slices.keys() - ready.keys():
+            held = self._slices[name]
+            if name in there and holding(held) is not None:
+                # Its owner may have requests there; when it is ready again, another gets it no sooner than otherwise.
+                await self._put(name, _unready(held))
+            else:
+                await self._delete(name)
         return again_s
 
     async def clear(self) -> None:
@@ -125,38 +131,51 @@ class Published:
 
     def _holding(self, name: str) -> Holding:
         held = self._slices.get(name)
-        if held is None:
-            return self._former.get(name, Holding())
-        return holding(held) or Holding()
+        return (held and holding(held)) or Holding()
 
     async def _put(self, name: str, wanted: Resource) -> None:
         held = self._slices.get(name)
         if held is None:
             try:
                 self._slices[name] = await self._store.create(wanted)
+                self._released.discard(name)
             except AlreadyExists:
                 # Another process wrote it; whose it is by that counts.
                 self._slices[name] = await self._store.get(wanted.key)
                 raise Conflict(f"{wanted.key} exists already.") from None
         elif held.body != wanted.body or holding(held) != holding(wanted):
             try:
-                self._slices[name] = await self._store.update(
-                    wanted.with_meta(resource_version=held.meta.resource_version)
-                )
+                version = held.meta.resource_version
+                self._slices[name] = await self._store.update(wanted.with_meta(resource_version=version))
             except Conflict:
                 self._slices[name] = await self._store.get(wanted.key)
                 raise
             except NotFound:
                 del self._slices[name]
                 raise
-        self._released.discard(name)
+            self._released.discard(name)
+            if holding(held) != holding(wanted):
+                facts = {"namespace": held.meta.namespace, "instance": name}
+                _log.info("an instance changes hands", extra={"facts": facts | _hands(held, wanted)})
 
     async def _delete(self, name: str) -> None:
         with contextlib.suppress(NotFound):
             await self._store.delete(self._slices[name].key)
-        held = self._slices.pop(name)
-        self._former[name] = holding(held) or Holding()
+        del self._slices[name]
         self._released.discard(name)
+
+
+def _hands(before: Resource, after: Resource) -> dict[str, str]:
+    """Whose an instance was and is, for the log."""
+    was, is_ = (holding(each) or Holding() for each in (before, after))
+    return {"from": was.owner or was.before or "nobody", "to": is_.owner or "nobody yet"}
+
+
+def _unready(held: Resource) -> Resource:
+    """The same EndpointSlice of an instance that is not ready."""
+    state = {"ready": False, "serving": False, "terminating": False}
+    endpoints = [{**endpoint, "conditions": state} for endpoint in held.body.get("endpoints") or ()]
+    return msgspec.structs.replace(held, body={**held.body, "endpoints": endpoints})
 
 
 def is_published(held: Resource) -> bool:

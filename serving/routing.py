@@ -332,7 +332,7 @@ class _Slices:
         whose = holding(held)
         if whose is None or (whose.owner and whose.owner == self._me.id):
             usable.update(Endpoint(one.name, (one.host, one.port)) for one in endpoints if one.ready)
-        elif whose.owner:
+        elif whose.owner and any(one.ready for one in endpoints):
             self._owners.setdefault(key, set()).add(whose.owner)
         elif whose.before == self._me.id:
             self.returns.add(Return(key.namespace, key.name, held.meta.name, held.meta.resource_version))

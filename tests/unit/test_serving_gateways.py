@@ -148,10 +148,16 @@ async def test_an_instance_that_is_not_ready_for_a_while_comes_back_to_the_gatew
     world = Several(random.Random(1))
     await world.start("a", "b", min_scale=2, max_scale=2)
     before = await world.owners()
+    world.served_s = lambda: 10.0  # type: ignore[method-assign]  # slow functions
+    asked = [gate.ask() for gate in world.gates]
+    await asyncio.sleep(0.5)
     for one in world.instances.instances:
         world.instances.crash(one.name)
-    await asyncio.sleep(10)
+    await asyncio.sleep(0.5)
+    await world.succeed()
+    await asyncio.sleep(15)
     assert await world.owners() == before == {"a": 1, "b": 1}
+    assert [outside.status for outside in asked] == [200, 200]
     await world.close()
 
 
