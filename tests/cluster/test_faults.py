@@ -26,10 +26,11 @@ async def app(scope, receive, send):
     running += 1
     most = max(most, running)
     await asyncio.sleep(0.02)
+    # Before the answer: who has its last byte may send the next request.
+    running -= 1
     body = f"{os.environ['K_REVISION']} {most}" if scope["path"] == "/most" else os.environ["K_REVISION"]
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": body.encode()})
-    running -= 1
 """
 #: Keeps the id of every event that it got.
 COLLECTOR = """
