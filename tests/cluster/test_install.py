@@ -86,3 +86,23 @@ def test_a_change_that_breaks_a_rule_is_refused_before_it_is_stored(release: Rel
     apply(release, namespace, BROKER)
     made = release.cluster.get("broker", "default", "-n", namespace)
     assert made["metadata"]["annotations"]["eventing.knative.dev/broker.class"] == "Penstock", "its default is stored"
+
+
+def test_a_kafka_source_reads_its_secret_and_says_what_is_wrong(release: Release, namespace: str):
+    sink = {"ref": {"apiVersion": "eventing.knative.dev/v1", "kind": "Broker", "name": "default"}}
+    login = {"enable": True}
+    login |= {name: {"secretKeyRef": {"name": "kafka", "key": name}} for name in ("user", "password")}
+    spec = {"bootstrapServers": ["127.0.0.1:1"], "topics": ["orders"], "sink": sink, "net": {"sasl": login}}
+    source = {"apiVersion": "sources.knative.dev/v1", "kind": "KafkaSource", "metadata": {"name": "orders"}}
+
+    def reason() -> str | None:
+        found = release.cluster.get("kafkasource", "orders", "-n", namespace).get("status") or {}
+        return {each["type"]: each.get("reason") for each in found.get("conditions") or ()}.get("Ready")
+
+    apply(release, namespace, BROKER, source | {"spec": spec})
+    release.cluster.until(lambda: reason() == "SecretMissing", what="the Secret is missed")
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "kafka"}}
+    apply(release, namespace, secret | {"stringData": {"user": "me", "password": "of-nobody"}})
+    release.cluster.until(lambda: reason() == "ConnectionFailed", what="Kafka is looked for")
+    made = release.cluster.get("kafkasource", "orders", "-n", namespace)
+    assert made["spec"]["consumerGroup"].startswith("knative-kafka-source-")
