@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 
 from tests.support.hello import FUNCTION
+from tests.support.kafka.server import KafkaServer
 from tests.support.kubelet.cluster import Cluster
+from tests.support.netns import BRIDGE_ADDRESS
 from tests.support.release import ROLES, Release, function_image, knative_service, trigger
 
 #: Says which Revision answers.
@@ -106,3 +111,42 @@ def test_a_kafka_source_reads_its_secret_and_says_what_is_wrong(release: Release
     release.cluster.until(lambda: reason() == "ConnectionFailed", what="Kafka is looked for")
     made = release.cluster.get("kafkasource", "orders", "-n", namespace)
     assert made["spec"]["consumerGroup"].startswith("knative-kafka-source-")
+
+
+@pytest.mark.service("kafka", "kcat", own=True)
+def test_kafkas_records_wake_a_function_though_the_sources_pods_are_killed_in_between(
+    release: Release, namespace: str, tmp_path: Path
+):
+    kafka = KafkaServer(tmp_path / "kafka", host=BRIDGE_ADDRESS)
+    kafka.start()
+    try:
+        hello = knative_service("hello", "dev.local/hello:1", scaling={"initial-scale": "0"})
+        sink = {"ref": {"apiVersion": "eventing.knative.dev/v1", "kind": "Broker", "name": "default"}}
+        spec = {"bootstrapServers": [kafka.servers], "topics": ["orders"], "sink": sink}
+        source = {"apiVersion": "sources.knative.dev/v1", "kind": "KafkaSource", "metadata": {"name": "orders"}}
+        write(kafka, "before")
+        apply(release, namespace, BROKER, hello, trigger("hello", "hello"), source | {"spec": spec})
+        for kind, name in (("ksvc", "hello"), ("trigger", "hello"), ("kafkasource", "orders")):
+            release.cluster.until(
+                lambda kind=kind, name=name: release.is_ready(kind, name, namespace), what=f"{kind} {name} is ready"
+            )
+        write(kafka, "one")
+        release.cluster.until(lambda: delivered(release, "partition:0/offset:1"), what="the first record is delivered")
+        for pod in release.pods("sources"):
+            release.cluster.kubectl("delete", "pod", pod, "-n", "penstock", "--force", "--grace-period=0")
+        write(kafka, "two")
+        release.cluster.until(lambda: delivered(release, "partition:0/offset:2"), what="the second record is delivered")
+        assert not release.explained("partition:0/offset:0")
+    finally:
+        kafka.kill()
+
+
+def write(kafka: KafkaServer, text: str) -> None:
+    command = ["kcat", "-P", "-b", kafka.servers, "-t", "orders", "-X", "acks=all"]
+    subprocess.run(command, input=f"{text}\n".encode(), check=True, timeout=60, capture_output=True)
+
+
+def delivered(release: Release, event_id: str) -> bool:
+    """Whether a function has taken this event."""
+    stories = release.explained(event_id)
+    return any(each["state"] == "delivered" for story in stories for each in story["event"]["deliveries"])
