@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
 
+from core.errors import InvalidInput
 from core.events import CloudEvent
+from core.resources import ObjectMeta, Resource
 from sources.checkpoints import MemoryCheckpoints
+from sources.factories import FACTORIES
 from sources.kafka.lane import MAX_AHEAD, UNORDERED_WINDOW
 from sources.kafka.reading import COMMIT_EVERY_S, REVOKED_GRACE_S
 from sources.kafka.records import Place
-from sources.kafka.resources import KafkaSourceSpec, NetShape, SaslShape, SecretKey, SecretValue
+from sources.kafka.resources import KAFKA_SOURCE, KafkaSourceSpec, NetShape, SaslShape, SecretKey, SecretValue
 from sources.kafka.source import CHECK_EVERY_S, RECONNECT_AFTER_S, KafkaSource
 from sources.port import Refused
 from tests.support.kafka_cluster import KafkaCluster
@@ -291,6 +295,14 @@ def test_the_lag_counts_what_is_not_delivered() -> None:
             assert line + "0" in rig.context.metrics.expose()
 
     run_virtual(main())
+
+
+def test_without_the_client_a_source_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sources.kafka.member", None)
+    body = {"spec": {"bootstrapServers": ["kafka:9092"], "topics": ["orders"]}}
+    resource = Resource(ref=KAFKA_SOURCE, meta=ObjectMeta(name="reader"), body=body)
+    with pytest.raises(InvalidInput, match=r"penstock\[kafka\]"):
+        FACTORIES[KAFKA_SOURCE](resource, RecordingContext())
 
 
 class Simulation:
