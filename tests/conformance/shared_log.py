@@ -3,6 +3,9 @@
 """
 
 import asyncio
+import itertools
+import os
+import random
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -38,21 +41,32 @@ class Dispatcher:
         self.log = log
         self.held: set[str] = set()
         self.given = 0
+        self._gone = False
+        self._uids = tuple(uids)
         self._held_by = held_by
         self._faults = faults
-        for uid in uids:
+        for uid in self._uids:
             self._claim(uid)
 
     def forget(self) -> None:
         """The process is gone."""
+        self._gone = True
         for uid in self.held:
             self._held_by.pop(uid, None)
         self.held.clear()
+
+    def end(self) -> None:
+        """Deliver nothing more, and let everything go, as at the end of a drain."""
+        self.forget()
+        for uid in self._uids:
+            self.log.release(uid)
 
     def _claim(self, uid: str) -> None:
         self.log.claim(uid, lambda: self._granted(uid), lambda: self._lost(uid), lambda: self._asked(uid))
 
     def _granted(self, uid: str) -> None:
+        if self._gone:
+            return
         if uid in self._held_by:
             self._faults.append(f"{uid} is granted while another has it")
         self._held_by[uid] = self
@@ -92,6 +106,11 @@ class Sharing:
     def leave(self, dispatcher: Dispatcher) -> None:
         self.dispatchers.remove(dispatcher)
         dispatcher.forget()
+
+    def share(self) -> list[int]:
+        """What the loads are once they are even."""
+        each, above = divmod(len(self.uids), len(self.dispatchers))
+        return [each + (n < above) for n in range(len(self.dispatchers))]
 
     def loads(self) -> list[int]:
         return sorted(len(dispatcher.held) for dispatcher in self.dispatchers)
@@ -187,6 +206,24 @@ class SharedLogSuite:
         sharing.leave(first)
         await processes.stop(first.log)
         await sharing.even(4, within_s=processes.takeover_s / 2)
+
+    async def test_whatever_joins_and_ends_each_subscription_has_one_holder_and_all_have_their_share_after(
+        self, processes: Processes
+    ):
+        seed = int(os.environ.get("PENSTOCK_TEST_SEED", random.SystemRandom().randrange(10**6)))
+        print(f"PENSTOCK_TEST_SEED={seed}")
+        rng, names, sharing = random.Random(seed), itertools.count(1), Sharing(30)
+        for _ in range(12):
+            if len(sharing.dispatchers) < 2 or (len(sharing.dispatchers) < 5 and rng.random() < 0.6):
+                sharing.join(await processes.start(f"process-{next(names)}"))
+            else:
+                ending = rng.choice(sharing.dispatchers)
+                sharing.dispatchers.remove(ending)
+                ending.end()
+                await processes.stop(ending.log)
+            if rng.random() < 0.5:
+                await sharing.even(*sharing.share())
+        await sharing.even(*sharing.share())
 
     async def test_what_a_process_had_that_is_killed_goes_to_the_others_evenly_and_in_time(self, processes: Processes):
         sharing = Sharing(6)
