@@ -10,6 +10,7 @@ from urllib.parse import quote
 import click
 
 from core.resources import Kind
+from core.resources.builtin import EVENT
 from core.resources.meta import KindRef
 from penstock.cli.api import Api, Refused, collection_path, object_path
 from penstock.cli.context import Session, namespace_option, output_option, platform_options
@@ -22,8 +23,9 @@ _SERVICE: Final = KindRef("serving.knative.dev", "v1", "Service")
 _REVISION: Final = KindRef("serving.knative.dev", "v1", "Revision")
 _TRIGGER: Final = KindRef("eventing.knative.dev", "v1", "Trigger")
 _BROKER: Final = KindRef("eventing.knative.dev", "v1", "Broker")
-#: Scaling decisions shown, the newest.
+#: Scaling decisions and Events shown, the newest.
 _DECISIONS: Final = 3
+_EVENTS: Final = 5
 #: Annotations and labels that are for programs.
 _HIDDEN: Final = ("/last-applied-configuration", "UID")
 
@@ -34,7 +36,7 @@ _HIDDEN: Final = ("/last-applied-configuration", "UID")
 @output_option("text", "json", "yaml")
 @platform_options
 def describe(words: tuple[str, ...], namespace: str, output: str, server: str | None, data: Path) -> None:
-    """Show one resource for reading: what is wanted, what belongs to it, and its conditions with their reasons.
+    """Show one resource for reading: what is wanted, what belongs to it, its conditions with their reasons, and Events.
 
     \b
     Examples:
@@ -61,6 +63,7 @@ def describe(words: tuple[str, ...], namespace: str, output: str, server: str | 
     elif kind.ref == _BROKER:
         _print_triggers(api, kinds.get(_TRIGGER), found)
     _print_conditions((found.get("status") or {}).get("conditions") or [])
+    _print_events(api, kinds.get(EVENT), found)
     service = _service_of(kind, found)
     if service:
         click.secho(f"What it printed: penstock logs {service}" + _in_namespace(place), dim=True)
@@ -226,6 +229,27 @@ def _print_conditions(conditions: list[dict[str, Any]]) -> None:
             click.echo(line)
             for each in message.splitlines():
                 click.echo(f"      {each}")
+
+
+def _print_events(api: Api, kind: Kind, about: Mapping[str, Any]) -> None:
+    meta = about["metadata"]
+    query = {"fieldSelector": f"involvedObject.uid={meta['uid']}"}
+    found = api.request("GET", collection_path(kind, meta.get("namespace") or "default"), query=query)["items"]
+    if not found:
+        return
+    click.secho("Events:", bold=True)
+    newest = sorted(found, key=lambda event: event.get("lastTimestamp") or "", reverse=True)[:_EVENTS]
+    rows = [
+        [
+            age(event.get("lastTimestamp")),
+            event.get("type", ""),
+            event.get("reason", ""),
+            f"{event['count']} times" if event.get("count", 1) > 1 else "",
+            " ".join(str(event.get("message", "")).split()),
+        ]
+        for event in newest
+    ]
+    print_table(("AGO", "TYPE", "REASON", "", "MESSAGE"), rows, indent=2)
 
 
 def _service_of(kind: Kind, found: Mapping[str, Any]) -> str:

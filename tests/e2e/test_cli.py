@@ -122,6 +122,8 @@ def test_kubectl_describe_shows_what_became_of_a_resource(running):
     ready = described("trigger", "hello").partition("Events:")[2]
     assert "penstock-control" in ready
     assert "Trigger is ready." in ready
+    told = running.penstock("describe", "trigger", "hello").stdout.partition("Events:")[2]
+    assert re.search(r"Normal +Ready +Trigger is ready\.", told)
 
 
 def test_describe_shows_a_service_with_its_url_traffic_and_revisions(running):
@@ -272,7 +274,7 @@ def test_every_command_has_help_with_an_example(running):
     }  # fmt: skip
     for command in commands:
         told = running.penstock(command, "-h").stdout
-        assert command == "version" or re.search(rf"Examples?:\n +penstock {command}", told), told
+        assert command == "version" or re.search(rf"Examples?:\n(?: +.*\n)*? +penstock {command}", told), told
 
 
 def test_colours_are_for_terminals_that_want_them(running):
