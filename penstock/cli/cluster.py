@@ -11,14 +11,21 @@ import click
 
 from penstock.cli import options
 from penstock.cli.up import finite
+from penstock.cluster.settings import (
+    DEFAULT_ADMIN_PORT,
+    DEFAULT_CONTROL_PORT,
+    DEFAULT_PORT,
+    DEFAULT_SUFFIX,
+    DEFAULT_WEBHOOK_PORT,
+    EventLogSettings,
+    Release,
+    Settings,
+)
 
 __all__ = ["cluster"]
 
 F = TypeVar("F")
 
-DEFAULT_PORT: Final = 8080
-DEFAULT_CONTROL_PORT: Final = 8082
-DEFAULT_ADMIN_PORT: Final = 9090
 #: A pod that is asked to end and has not within this time is killed: a day is more than anybody waits.
 MAX_DRAIN_S: Final = 86_400.0
 
@@ -162,7 +169,7 @@ _event_log = _options(
 @_port(DEFAULT_CONTROL_PORT)
 @click.option(
     "--url-suffix",
-    default=".svc.cluster.local",
+    default=DEFAULT_SUFFIX,
     show_default=True,
     help="What follows <service>.<namespace> in a Service's URL.",
 )
@@ -173,7 +180,11 @@ _event_log = _options(
     help="Answer the cluster's admission webhooks, with tls.crt and tls.key of this folder.",
 )
 @click.option(
-    "--webhook-port", type=click.IntRange(0, 65_535), default=8443, show_default=True, help="Where they are answered."
+    "--webhook-port",
+    type=click.IntRange(0, 65_535),
+    default=DEFAULT_WEBHOOK_PORT,
+    show_default=True,
+    help="Where they are answered.",
 )
 @_every_role
 def control(**told: Any) -> None:
@@ -259,7 +270,6 @@ def sources(**told: Any) -> None:
 
 def _run(role: str, compose: Any, told: dict[str, Any]) -> None:
     from penstock.cluster.process import run_role  # noqa: PLC0415 - as above
-    from penstock.cluster.settings import EventLogSettings, Release, Settings  # noqa: PLC0415 - as above
 
     release = Release(
         namespace=told.pop("namespace"),

@@ -36,7 +36,6 @@ log: Final = logging.getLogger(__name__)
 #: Connections that wait while the event loop is busy; the kernel caps it at net.core.somaxconn (4,096 by default).
 BACKLOG: Final = 4_096
 
-
 #: How long what is missing at the start is waited for between two tries.
 WAIT_BACKOFF: Final = Backoff(first_s=0.2, cap_s=5.0)
 

@@ -13,6 +13,7 @@ __all__ = [
     "DEFAULT_PORT",
     "DEFAULT_SUFFIX",
     "DEFAULT_WEBHOOK_PORT",
+    "EventLogSettings",
     "LogKind",
     "Release",
     "Settings",
