@@ -393,7 +393,8 @@ subjects:
     namespace: {{ .root.Release.Namespace }}
 {{- end -}}
 
-{{/* A Service in front of a role. Takes root, component, port, type, annotations, leader (whether only to that one). */}}
+{{/* A Service in front of a role. Takes root, component, port, also (another port), type, annotations,
+leader (whether only to that one). */}}
 {{- define "penstock.service" -}}
 apiVersion: v1
 kind: Service
@@ -419,4 +420,9 @@ spec:
     - name: http
       port: {{ .port }}
       targetPort: http
+    {{- with .also }}
+    - name: also
+      port: {{ . }}
+      targetPort: http
+    {{- end }}
 {{- end -}}
