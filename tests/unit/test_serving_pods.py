@@ -12,7 +12,7 @@ from core.control.cache import Follower
 from core.errors import Conflict, Unavailable
 from core.resources import Key, OwnerReference
 from core.resources.builtin import DEPLOYMENT, POD
-from serving.instances.kubernetes.pods import FOLLOWED, PodInstances
+from serving.instances.kubernetes.pods import FOLLOWED, MAX_ATTEMPTS, PodInstances
 from serving.instances.port import CannotRun, InstanceSpec, LogLine, PodTemplate
 from tests.conformance.instances import Watched
 from tests.support.pod_world import PodStore, PodWorld
@@ -125,6 +125,52 @@ def test_several_pods_are_stopped_at_once_and_no_other_is_touched():
             assert await it.active() == [name for name in names if name not in chosen]
             assert (await it.deployment()).spec["replicas"] == 3
             assert len(await it.pods()) == 3
+
+    run_virtual(main())
+
+
+def test_many_stops_at_once_share_one_write_to_the_deployment():
+    async def main():
+        async with cluster() as it:
+            names = await it.scaled(8)
+            it.store.calls.clear()
+            it.store.write_takes_s = 0.05
+            await asyncio.gather(*(it.instances.stop("default", name) for name in names[1:]))
+            assert it.store.calls["update"] <= 7 + 2  # a mark each, the first one's write, and one for all others
+            assert (await it.deployment()).spec["replicas"] == 1
+            await asyncio.sleep(5)
+            assert await it.active() == names[:1]
+
+    run_virtual(main())
+
+
+def test_where_the_shared_write_fails_every_stop_goes_on():
+    async def main():
+        async with cluster() as it:
+            names = await it.scaled(4)
+            it.world.frozen = True
+            stops = [asyncio.create_task(it.instances.stop("default", name)) for name in names[1:]]
+            await it.watched.until(lambda: it.watched.latest(names[1]).phase == "draining")
+            it.store.fail_next["update"] = [Conflict("It changed.")] * (MAX_ATTEMPTS + 1)
+            await asyncio.sleep(1)
+            it.world.thaw()
+            await asyncio.gather(*stops)
+            await asyncio.sleep(5)
+            assert await it.active() == names[:1]
+            assert (await it.deployment()).spec["replicas"] == 1
+
+    run_virtual(main())
+
+
+def test_a_copy_of_a_pod_that_nobody_controls_is_no_instance():
+    async def main():
+        async with cluster() as it:
+            (name,) = await it.scaled(1)
+            pod = (await it.pods())[name]
+            copy = pod.with_meta(name="copy", uid="", resource_version="", owner_references=(), finalizers=())
+            await it.memory.create(copy)
+            await asyncio.sleep(5)
+            assert it.watched.present == [name]
 
     run_virtual(main())
 

@@ -99,12 +99,14 @@ def scaled(held: Resource, wanted: Resource, pods: Pods, count: int) -> Resource
     return held.with_spec(spec).with_meta(annotations=annotations)
 
 
-def without(held: Resource, name: str, pods: Pods) -> Resource:
-    """The Deployment with one replica less and `name` among those that leave."""
-    if name in leaving(held):
+def without(held: Resource, names: frozenset[str], pods: Pods) -> Resource:
+    """The Deployment with these among the pods that leave, and a replica less for each that was not yet and is active:
+    one that is being deleted is replaced already."""
+    fresh = {name for name in names - leaving(held) if name in pods and is_active(pods[name])}
+    if not fresh:
         return held
-    spec = {**held.spec, "replicas": max(0, replicas(held) - 1)}
-    return held.with_spec(spec).with_meta(annotations=_annotations(held, leaving(held) & pods.keys() | {name}))
+    spec = {**held.spec, "replicas": max(0, replicas(held) - len(fresh))}
+    return held.with_spec(spec).with_meta(annotations=_annotations(held, (leaving(held) & pods.keys()) | fresh))
 
 
 def overdue(held: Resource, pods: Pods) -> frozenset[str]:

@@ -51,6 +51,9 @@ async def told(logs: PodLogs, pods: Mapping[str, Resource], tail: int | None) ->
                     yield LogLine(name, text)
         except NotFound:
             continue
+        except PenstockError as error:
+            # The others' lines are worth having.
+            yield LogLine(name, f"(its log cannot be read: {error})")
 
 
 async def followed(

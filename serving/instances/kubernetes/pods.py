@@ -11,11 +11,8 @@ import asyncio
 import dataclasses
 import logging
 import random
-from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final
-
-from msgspec.structs import replace
 
 from core.control.backoff import Backoff
 from core.control.cache import Follower, Observed
@@ -28,17 +25,15 @@ from serving.instances.kubernetes.deployment import (
     is_active,
     is_marked,
     is_owned,
-    leaving,
     marked,
-    overdue,
     refusal,
     scaled,
     without,
 )
+from serving.instances.kubernetes.known import Known
 from serving.instances.kubernetes.logs import PodLogs, followed, told
-from serving.instances.kubernetes.status import instance_of, steps
 from serving.instances.kubernetes.template import REVISION_LABEL
-from serving.instances.port import CannotRun, Instance, InstanceSpec, Listener, LogLine
+from serving.instances.port import CannotRun, InstanceSpec, Listener, LogLine
 
 __all__ = ["FOLLOWED", "KINDS", "PodInstances"]
 
@@ -74,116 +69,110 @@ class PodInstances:
         self._follower = follower
         self._logs = logs
         self._rng = rng or random.Random()  # noqa: S311 - jitter, not a secret
-        self._revisions: dict[Place, _Revision] = {}
+        self._revisions: dict[Place, Known] = {}
         #: Which revision's an instance is, by its namespace and name.
-        self._holders: dict[Place, _Revision] = {}
+        self._holders: dict[Place, Known] = {}
+        self._ends: dict[Place, asyncio.Event] = {}
         self._listeners: list[Listener] = []
-        self._attended: Counter[Place] = Counter()
+        self._touched: set[Place] = set()
         self._changed = asyncio.Event()
         follower.subscribe(self._observe)
 
     async def run(self) -> None:
-        """Until cancelled: end the pods that leave and that nobody here was asked to stop."""
+        """Until cancelled: see to it that pods that leave do go, also those that a former process named."""
         await self._follower.synced.wait()
         async with asyncio.TaskGroup() as tasks:
             while True:
-                changed = self._changed
-                for revision in self._revisions.values():
-                    for name in revision.leaving():
-                        if not self._attended[revision.namespace, name]:
-                            tasks.create_task(self.stop(revision.namespace, name), name=f"stop {name}")
-                await changed.wait()
+                await self._changed.wait()
+                self._changed.clear()
+                touched, self._touched = self._touched, set()
+                for place in touched:
+                    known = self._revisions.get(place)
+                    for pod in known.overdue() if known is not None else ():
+                        tasks.create_task(self._insist(pod), name=f"delete {pod.meta.name}")
 
     def watch(self, listener: Listener) -> None:
         self._listeners.append(listener)
-        for revision in self._revisions.values():
-            for instance in revision.told.values():
+        for known in self._revisions.values():
+            for instance in known.told.values():
                 listener(instance)
 
     async def scale(self, spec: InstanceSpec, count: int) -> None:
         wanted = deployment_of(spec)
-        revision = self._at((spec.namespace, spec.revision))
-        async with revision.lock:
+        known = self._at((spec.namespace, spec.revision))
+        async with known.lock:
             for _ in range(MAX_ATTEMPTS):
                 try:
-                    await self._scale(revision, wanted, count)
+                    await self._scale(known, wanted, count)
                     break
                 except (Conflict, NotFound):
-                    await self._read_again(revision, wanted.key)
+                    await self._read_again(known, wanted.key)
             else:
                 raise Conflict(f"{wanted.key} changes all the time. It will be scaled a little later.")
-        refused = refusal(revision.deployment) if revision.deployment is not None else None
-        if refused is not None and count > sum(1 for one in revision.told.values() if one.phase != "draining"):
+        refused = refusal(known.deployment) if known.deployment is not None else None
+        if refused is not None and count > sum(1 for one in known.told.values() if one.phase != "draining"):
             raise refused
 
     async def stop(self, namespace: str, name: str) -> None:
-        self._attended[namespace, name] += 1
-        failures = 0
-        try:
-            while (revision := self._holders.get((namespace, name))) is not None:
-                changed = revision.changed
-                try:
-                    await self._take_out(revision, name)
-                    failures = 0
-                    await changed.wait()
-                except PenstockError as error:
-                    failures += 1
-                    if failures == 1:
-                        facts = {"instance": name, "error": str(error)}
-                        _log.warning("an instance cannot be stopped just now; trying again", extra={"facts": facts})
-                    await asyncio.sleep(STOP_BACKOFF.delay_s(failures, self._rng))
-        finally:
-            self._attended[namespace, name] -= 1
-            if not self._attended[namespace, name]:
-                del self._attended[namespace, name]
+        place, failures = (namespace, name), 0
+        while (known := self._holders.get(place)) is not None:
+            try:
+                await self._take_out(known, name)
+                break
+            except PenstockError as error:
+                failures += 1
+                await self._wait_out(error, failures, name)
+        if place in self._holders:
+            await self._ends.setdefault(place, asyncio.Event()).wait()
 
     def log(self, namespace: str, revision: str, *, tail: int | None, follow: bool) -> AsyncGenerator[LogLine]:
         def present() -> dict[str, Resource]:
-            held = self._revisions.get((namespace, revision))
-            return dict(held.pods) if held is not None else {}
+            known = self._revisions.get((namespace, revision))
+            return dict(known.pods) if known is not None else {}
 
         return followed(self._logs, present, tail) if follow else told(self._logs, present(), tail)
 
     # Writing
 
-    async def _scale(self, revision: _Revision, wanted: Resource, count: int) -> None:
-        held = revision.deployment
+    async def _scale(self, known: Known, wanted: Resource, count: int) -> None:
+        held = known.deployment
         try:
             if held is None:
                 fresh = wanted.with_spec({**wanted.spec, "replicas": count})
-                revision.keep(await self._store.create(fresh))
+                known.keep(await self._store.create(fresh))
                 return
             if not is_owned(held, wanted):
                 raise CannotRun("NotOwned", f"{held.key} belongs to somebody else. Delete it, or rename the Revision.")
-            changed = scaled(held, wanted, revision.pods, count)
+            changed = scaled(held, wanted, known.pods, count)
             if changed is not held:
-                revision.keep(await self._store.update(changed))
+                known.keep(await self._store.update(changed))
         except CannotRun:
             raise
         except InvalidInput as error:
             raise CannotRun("InvalidPod", f"The cluster does not take the Revision's pods: {error}") from error
 
-    async def _take_out(self, revision: _Revision, name: str) -> None:
-        """Bring this pod nearer to its end: whatever is to be written for that now, and nothing a second time."""
-        async with revision.lock:
-            pod, deployment = revision.pods.get(name), revision.deployment
-            if pod is None or not is_active(pod):
-                return
-            if deployment is None:
-                # The Revision is deleted, its Deployment too; the pods are collected some time later.
-                await self._delete(pod)
-                return
-            if name not in leaving(deployment):
-                if not is_marked(pod):
-                    await self._mark(revision, pod)
-                await self._shrink(revision, deployment, name)
-            elif name in overdue(deployment, revision.pods):
-                await self._delete(pod)
+    async def _take_out(self, known: Known, name: str) -> None:
+        """Mark the pod, take a replica for it, and name it: once, whoever asks, and however often."""
+        pod = known.pods.get(name)
+        if pod is None or not is_active(pod) or known.is_leaving(name):
+            return
+        if known.deployment is not None:
+            await self._mark(known, pod)
+            known.chosen.add(name)
+            async with known.lock:
+                # All that were marked meanwhile go with one write: a revision may lose hundreds at once.
+                if name in known.chosen:
+                    await self._shrink(known)
+        if known.deployment is None:
+            # The Revision is deleted, its Deployment too; the pods would be collected some time later.
+            await self._delete(pod)
 
-    async def _mark(self, revision: _Revision, pod: Resource) -> None:
+    async def _mark(self, known: Known, pod: Resource) -> None:
         for _ in range(MAX_ATTEMPTS):
+            if is_marked(pod):
+                return
             try:
-                revision.keep(await self._store.update(marked(pod)))
+                known.wrote(await self._store.update(marked(pod)))
                 return
             except Conflict:
                 pod = await self._store.get(pod.key)
@@ -191,20 +180,32 @@ class PodInstances:
                 return
         raise Conflict(f"{pod.key} changes all the time. It will be stopped a little later.")
 
-    async def _shrink(self, revision: _Revision, deployment: Resource, name: str) -> None:
+    async def _shrink(self, known: Known) -> None:
         for _ in range(MAX_ATTEMPTS):
+            deployment, names = known.deployment, frozenset(known.chosen)
+            if deployment is None:
+                return
             try:
-                changed = without(deployment, name, revision.pods)
+                changed = without(deployment, names, known.pods)
                 if changed is not deployment:
-                    revision.keep(await self._store.update(changed))
-                self._tell(revision)
+                    known.keep(await self._store.update(changed))
+                    self._tell(known)
+                known.chosen -= names
                 return
             except (Conflict, NotFound):
-                await self._read_again(revision, deployment.key)
-                if revision.deployment is None:
-                    return
-                deployment = revision.deployment
-        raise Conflict(f"{deployment.key} changes all the time. It will be scaled a little later.")
+                await self._read_again(known, deployment.key)
+        raise Conflict("A Deployment changes all the time. It will be scaled a little later.")
+
+    async def _insist(self, pod: Resource) -> None:
+        """Delete the pod, whatever comes in between."""
+        failures = 0
+        while True:
+            try:
+                await self._delete(pod)
+                return
+            except PenstockError as error:
+                failures += 1
+                await self._wait_out(error, failures, pod.meta.name)
 
     async def _delete(self, pod: Resource) -> None:
         try:
@@ -212,116 +213,60 @@ class PodInstances:
         except (NotFound, Conflict):
             return
 
-    async def _read_again(self, revision: _Revision, key: Key) -> None:
+    async def _wait_out(self, error: PenstockError, failures: int, name: str) -> None:
+        if failures == 1:
+            facts = {"instance": name, "error": str(error)}
+            _log.warning("an instance cannot be stopped just now; trying again", extra={"facts": facts})
+        await asyncio.sleep(STOP_BACKOFF.delay_s(failures, self._rng))
+
+    async def _read_again(self, known: Known, key: Key) -> None:
         try:
-            revision.deployment = await self._store.get(key)
+            known.replace(await self._store.get(key))
         except NotFound:
-            revision.deployment = None
+            known.replace(None)
 
     # Watching
 
     def _observe(self, batch: Sequence[Observed]) -> None:
-        touched: dict[Place, _Revision] = {}
+        touched: dict[Place, Known] = {}
         for observed in batch:
             if observed.key.kind not in FOLLOWED:
                 continue
             before, after = _place(observed.before), _place(observed.after)
-            if before is not None and before != after:
+            if before is not None and observed.before is not None and before != after:
                 touched[before] = self._at(before)
                 touched[before].lose(observed.before)
             if after is not None and observed.after is not None:
                 touched[after] = self._at(after)
                 touched[after].keep(observed.after)
-        for place, revision in touched.items():
-            self._tell(revision)
-            revision.changed = _renewed(revision.changed)
-            if revision.is_forgotten:
+        for place, known in touched.items():
+            self._tell(known)
+            if known.is_nothing:
                 del self._revisions[place]
         if touched:
-            self._changed = _renewed(self._changed)
+            self._touched.update(touched)
+            self._changed.set()
 
-    def _tell(self, revision: _Revision) -> None:
-        for instance in revision.news():
+    def _tell(self, known: Known) -> None:
+        for instance in known.news():
+            place = (instance.namespace, instance.name)
             if instance.phase == "gone":
-                del self._holders[instance.namespace, instance.name]
+                del self._holders[place]
+                ended = self._ends.pop(place, None)
+                if ended is not None:
+                    ended.set()
             else:
-                self._holders[instance.namespace, instance.name] = revision
+                self._holders[place] = known
             for listener in self._listeners:
                 listener(instance)
 
-    def _at(self, place: Place) -> _Revision:
-        return self._revisions.setdefault(place, _Revision(place))
-
-
-class _Revision:
-    """What is known of one Revision's Deployment and pods, and what was told of them."""
-
-    def __init__(self, place: Place) -> None:
-        self.namespace, self.name = place
-        self.lock = asyncio.Lock()
-        #: Set, and replaced by a new one, with each change.
-        self.changed = asyncio.Event()
-        self.deployment: Resource | None = None
-        self.pods: dict[str, Resource] = {}
-        self.told: dict[str, Instance] = {}
-
-    @property
-    def is_forgotten(self) -> bool:
-        return self.deployment is None and not self.pods and not self.told and not self.lock.locked()
-
-    def leaving(self) -> list[str]:
-        """Pods that leave and are not being deleted yet."""
-        if self.deployment is None:
-            return []
-        return [name for name in leaving(self.deployment) if name in self.pods and is_active(self.pods[name])]
-
-    def keep(self, resource: Resource) -> None:
-        """This state, unless a newer one is known: the follower is behind what was just written."""
-        if resource.ref == POD:
-            if _is_newer(resource, self.pods.get(resource.meta.name)):
-                self.pods[resource.meta.name] = resource
-        elif _is_newer(resource, self.deployment):
-            self.deployment = resource
-
-    def lose(self, resource: Resource | None) -> None:
-        if resource is None:
-            return
-        if resource.ref == POD:
-            self.pods.pop(resource.meta.name, None)
-        elif self.deployment is not None and self.deployment.meta.uid == resource.meta.uid:
-            self.deployment = None
-
-    def news(self) -> list[Instance]:
-        """What a listener has not been told."""
-        found: list[Instance] = []
-        left = leaving(self.deployment) if self.deployment is not None else frozenset[str]()
-        present: set[str] = set()
-        for name, pod in self.pods.items():
-            instance = instance_of(pod, is_leaving=name in left)
-            if instance is None:
-                continue
-            present.add(name)
-            for step in steps(self.told.get(name), instance):
-                self.told[name] = step
-                found.append(step)
-        for name in self.told.keys() - present:
-            found.append(replace(self.told.pop(name), phase="gone", address=None))
-        return found
-
-
-def _renewed(event: asyncio.Event) -> asyncio.Event:
-    """Wake who waits for this event; the one to wait for from now on."""
-    event.set()
-    return asyncio.Event()
+    def _at(self, place: Place) -> Known:
+        return self._revisions.setdefault(place, Known())
 
 
 def _place(resource: Resource | None) -> Place | None:
-    """The Revision that a Deployment or pod of ours is for."""
-    revision = resource.meta.labels.get(REVISION_LABEL) if resource is not None else None
-    return (resource.meta.namespace, revision) if resource is not None and revision else None
-
-
-def _is_newer(resource: Resource, held: Resource | None) -> bool:
-    if held is None or held.meta.uid != resource.meta.uid:
-        return True
-    return int(resource.meta.resource_version) >= int(held.meta.resource_version)
+    """The Revision that a Deployment or pod of ours is for. A pod without a controller is somebody's copy of one."""
+    if resource is None or not any(owner.controller for owner in resource.meta.owner_references):
+        return None
+    revision = resource.meta.labels.get(REVISION_LABEL)
+    return (resource.meta.namespace, revision) if revision else None
