@@ -189,6 +189,19 @@ class TestSharing(SharedLogSuite):
     def processes(self, logs: Logs) -> Logs:
         return logs
 
+    async def test_a_process_that_wants_nothing_is_no_member_and_may_want_something_again(self, logs: Logs):
+        log = await logs.open()
+        heard: list[str] = []
+        claim(log, "uid-1", "granted", heard)
+        await until(lambda: len(heard) == 1)
+        assert await logs.redis.run("HLEN", logs.keys.members) == 1
+        log.release("uid-1")
+        async with asyncio.timeout(DEADLINE_S):
+            while await logs.redis.run("HLEN", logs.keys.members):
+                pass
+        claim(log, "uid-1", "granted", heard)
+        await until(lambda: len(heard) == 2)
+
     async def test_a_process_that_lost_its_claim_is_told_and_keeps_nothing_more(self, logs: Logs):
         first, second = await logs.open("first"), await logs.open("second")
         heard: list[str] = []

@@ -28,6 +28,8 @@ LEASE_S: Final = 5.0
 RENEW_S: Final = 1.5
 #: After Redis could not be asked.
 RETRY_S: Final = 0.25
+#: A lease's end as Redis sees it, and the rounding of times.
+AFTER_END_S: Final = 0.01
 #: The holder gives a lease up this long before Redis does: the two clocks need not run at the same speed.
 MARGIN_S: Final = 0.5
 #: Leases asked for in one script.
@@ -72,6 +74,8 @@ class Leases:
         self._going: set[str] = set()
         #: How many leases the others know that this process wants.
         self._told = 0
+        #: Of the processes that are there, when the first one will not count any more if nothing is heard of it.
+        self._next_end_s = LEASE_S
         self._changed = asyncio.Event()
 
     def want(self, uid: str, granted: Callable[[], None], lost: Callable[[], None], asked: Callable[[], None]) -> None:
@@ -149,7 +153,8 @@ class Leases:
             if error is not None and not failing:
                 logger.warning("leases cannot be renewed now; trying again", extra={"facts": {"error": str(error)}})
             failing = error is not None
-            pause_s = RETRY_S if failing else RENEW_S
+            # A process that was silent for a while may be gone: look in the moment in which its leases end.
+            pause_s = RETRY_S if failing else min(RENEW_S, self._next_end_s + AFTER_END_S)
             try:
                 async with asyncio.timeout(pause_s):
                     await self._changed.wait()
@@ -227,8 +232,9 @@ class Leases:
                 self.taken(uid)
             else:
                 lease.until_s = sent_s + LEASE_S - MARGIN_S
-        members = answer[0]
-        return {name.decode(): int(wants) for name, wants in zip(members[::2], members[1::2], strict=True)}
+        names, wants, left_ms = answer[0][::3], answer[0][1::3], answer[0][2::3]
+        self._next_end_s = min(left_ms, default=LEASE_S * 1000) / 1000
+        return {name.decode(): int(count) for name, count in zip(names, wants, strict=True)}
 
     async def _claim(self, uids: Sequence[str]) -> None:
         keys = self._keys

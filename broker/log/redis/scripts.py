@@ -125,9 +125,9 @@ return {removed, go_on}
 
 #: KEYS: members, moved, fences, leases… · ARGV: owner, milliseconds, how many leases it wants, then for each lease its
 #: subscription's uid and the token held, or "0". Tells that the owner is there, which wakes the others where that is
-#: news, and lets a lease that it holds go on. Answers who is there and how many each wants, and for each lease the
-#: token ("0" where it is not held) and its holder ("" where it is free). Runs without room as well: without leases
-#: nothing is delivered, and nothing could be removed.
+#: news, and lets a lease that it holds go on. Answers who is there, how many each wants and for how many milliseconds
+#: it counts without another word, and for each lease the token ("0" where it is not held) and its holder ("" where it
+#: is free). Runs without room as well: without leases nothing is delivered, and nothing could be removed.
 LOOK: Final = """#!lua flags=allow-oom
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -144,6 +144,7 @@ for i = 1, #seen, 2 do
   if at and tonumber(at) > now - tonumber(ARGV[2]) then
     members[#members + 1] = seen[i]
     members[#members + 1] = wants
+    members[#members + 1] = tonumber(at) + tonumber(ARGV[2]) - now
   else
     redis.call('HDEL', KEYS[1], seen[i])
     news = true
