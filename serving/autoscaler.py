@@ -263,6 +263,8 @@ class _Worker:
         self._tasks = tasks
         self._dirty = asyncio.Event()
         self._ended = False
+        #: How many instances the last pass asked for.
+        self._making = 0
         self._checked = False
         #: When each instance that was asked for and has not appeared yet was found missing, by the loop's clock.
         self._missing: deque[float] = deque()
@@ -351,9 +353,11 @@ class _Worker:
             await self._publish()
             for name in plan.stop:
                 self._tasks.create_task(self._retire(name), name=f"retire {name}")
-        if plan.make or plan.stop:
+        # What is being made is missing until it is there, and asked for again in every pass.
+        if plan.stop or (plan.make and plan.make != self._making):
             facts = {**self._labels, "making": plan.make, "ending": len(plan.stop)}
             _log.info("scaling a revision", extra={"facts": facts | {"why": self.scaler.decisions[-1].explanation}})
+        self._making = plan.make
         await self._write_status()
 
     def _revision(self) -> Resource | None:
