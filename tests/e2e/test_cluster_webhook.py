@@ -7,27 +7,39 @@ import base64
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import yaml
 
+from broker.reconcile import reconcilers as broker_reconcilers
+from core.clock import SystemClock
+from core.control.events import EventRecorder
 from core.control.kubernetes.connection import Cluster, connected
 from core.control.kubernetes.store import KubernetesStore
+from core.control.loop import ControlLoop
 from core.control.memory import MemoryStore
 from core.errors import AlreadyExists, InvalidInput, NotFound, PenstockError
 from core.resources import Kind, KindRef, ObjectMeta, Resource
+from core.resources.builtin import EVENT
 from core.telemetry import Metrics
 from penstock.apiserver.app import create_app
 from penstock.apiserver.webhook import create_webhook, serving_webhook
 from penstock.cluster import crds
 from penstock.kinds import registry
+from serving.kpa import KpaState
+from serving.reconcile import reconcilers as serving_reconcilers
+from serving.reconcile.podautoscaler import scaling_status
+from serving.resources import POD_AUTOSCALER
+from sources.reconcile import reconcilers as source_reconcilers
 from tests.support.apiserver import AsgiExchange, FixedClock
 from tests.support.controlplane.pki import Authority
 from tests.support.controlplane.servers import ControlPlane
+from tests.support.document import ROOT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.service("kubernetes", own=True)]
 
@@ -185,3 +197,55 @@ async def test_a_status_is_not_asked_about(store: KubernetesStore):
     held = await store.update_status(made.with_status({"observedGeneration": 1}))
     assert held.status == {"observedGeneration": 1}
     await store.delete(made.key)
+
+
+async def test_what_the_platform_writes_itself_passes_its_own_admission(store: KubernetesStore):
+    """The example's resources become ready, once somebody says that their instances have started."""
+    clock = SystemClock()
+    reconcilers = (*broker_reconcilers(), *source_reconcilers(), *serving_reconcilers(url_suffix=".example.com"))
+    recorder = EventRecorder(store, clock, "penstock-control")
+    loop = ControlLoop(store, reconcilers, clock, on_status=recorder.status_changed)
+    documents = [
+        document
+        for path in sorted((ROOT / "examples/pictures/manifests").glob("*.yaml"))
+        for document in yaml.safe_load_all(path.read_text())
+    ]
+    services = [document["metadata"]["name"] for document in documents if document["kind"] == "Service"]
+    running = [asyncio.create_task(loop.run()), asyncio.create_task(recorder.run())]
+    try:
+        for document in documents:
+            meta = {**document["metadata"], "namespace": "default"}
+            await store.create(Resource.from_dict({**document, "metadata": meta}))
+        async with asyncio.timeout(DEADLINE_S):
+            for scaler in await held(store, POD_AUTOSCALER, lambda found: len(found) == len(services)):
+                started = msgspec.structs.replace(KpaState.start(1, 0.0), initialized=True)
+                status = scaling_status(scaler, state=started, ready=1, failure=None, now=clock.now())
+                await store.update_status(scaler.with_status(status))
+            await held(store, EVENT, lambda found: told_ready(found) >= set(services))
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+async def held(
+    store: KubernetesStore, kind: KindRef, enough: Callable[[Collection[Resource]], bool]
+) -> tuple[Resource, ...]:
+    """All resources of a kind, as soon as they are `enough`."""
+    listing = await store.list(kind)
+    found = {item.key: item for item in listing.items}
+    async with contextlib.aclosing(store.watch(kind, listing.version)) as watch:
+        while not enough(found.values()):
+            change = await anext(watch)
+            if change.resource is not None:
+                found[change.resource.key] = change.resource
+    return tuple(found.values())
+
+
+def told_ready(events: Collection[Resource]) -> set[str]:
+    """The Services of which an Event says that they are ready."""
+    return {
+        event.body["involvedObject"]["name"]
+        for event in events
+        if event.body["reason"] == "Ready" and event.body["involvedObject"]["kind"] == "Service"
+    }

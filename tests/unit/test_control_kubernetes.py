@@ -1,6 +1,7 @@
 """The store on a cluster before any cluster: how the cluster is found, and what its answers on the wire become."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,9 @@ from core.control.kubernetes.store import KubernetesStore
 from core.errors import InvalidInput, Overloaded, PenstockError, Unavailable
 from core.resources import Key
 from core.resources.builtin import CONFIG_MAP, KINDS
+from tests.support.document import ROOT
 
+CERTIFICATE = ROOT / "tests/support/tls/localhost.crt"
 DEADLINE_S = 10.0
 CONFIG_MAP_KEY = Key(CONFIG_MAP, "default", "a")
 EMPTY_LIST = b'{"kind":"ConfigMapList","apiVersion":"v1","metadata":{"resourceVersion":"7"},"items":[]}'
@@ -139,6 +142,16 @@ async def test_an_answer_that_is_too_long_is_given_up(tmp_path: Path):
     async with cluster(tmp_path, long, long) as store:
         with pytest.raises(Unavailable, match="bytes in one answer"):
             await store.get(CONFIG_MAP_KEY)
+
+
+async def test_the_api_server_must_prove_who_it_is_as_to_kubernetes_own_clients(tmp_path: Path):
+    (tmp_path / "ca.crt").write_bytes(CERTIFICATE.read_bytes())
+    (tmp_path / "token").write_text("secret\n")
+    async with connected(ServiceAccount(server="https://127.0.0.1:1", folder=tmp_path)) as client:
+        context = client.rest_client.ssl_context
+        assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
+        assert not context.verify_flags & ssl.VERIFY_X509_STRICT
+        assert client.configuration.api_key == {"BearerToken": "Bearer secret"}
 
 
 def test_the_cluster_is_found_as_kubernetes_clients_find_it():

@@ -27,12 +27,13 @@ def address_of(servers: str) -> Address:
 
     Raises ValueError.
     """
-    if "://" not in servers:
-        servers = f"plaintext://{servers}"
-    parts = urlsplit(servers)
+    scheme, given, rest = servers.rpartition("://")
+    if not given:
+        scheme = "plaintext"
+    elif scheme not in _PROTOCOLS:
+        raise ValueError(f"{scheme}:// is none of {', '.join(f'{name}://' for name in _PROTOCOLS)}")
+    parts = urlsplit(f"//{rest}")
     who, _, where = parts.netloc.rpartition("@")
-    if parts.scheme not in _PROTOCOLS:
-        raise ValueError(f"{parts.scheme}:// is none of {', '.join(f'{name}://' for name in _PROTOCOLS)}")
     hosts = tuple(host.strip() for host in where.split(",") if host.strip())
     for host in hosts:
         name, _, port = host.rpartition(":")
@@ -41,12 +42,11 @@ def address_of(servers: str) -> Address:
     if not hosts:
         raise ValueError("no host:port is given")
     user, _, password = who.partition(":")
-    needs_user = parts.scheme.startswith("sasl")
-    if needs_user and not (user and password):
-        raise ValueError(f"{parts.scheme}:// needs user:password@ before the hosts")
+    if scheme.startswith("sasl") and not (user and password):
+        raise ValueError(f"{scheme}:// needs user:password@ before the hosts")
     return Address(
         servers=hosts,
-        protocol=_PROTOCOLS[parts.scheme],
+        protocol=_PROTOCOLS[scheme],
         mechanism=parse_qs(parts.query).get("mechanism", ["PLAIN"])[0],
         user=unquote(user) or None,
         password=unquote(password) or None,

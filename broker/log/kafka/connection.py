@@ -220,6 +220,9 @@ class Connection:
         )
         try:
             await client.bootstrap()
+        except KafkaConnectionError as error:
+            await client.close()
+            raise KafkaConnectionError("none of its servers answers") from error
         except BaseException:
             await client.close()
             raise
@@ -313,7 +316,8 @@ def unavailable(error: BaseException) -> Unavailable:
 
 
 def reason(error: BaseException) -> str:
-    """In words: the client's errors are often only a name."""
+    """In words, without the names that the client puts before them."""
+    said = str(error.args[0]) if error.args and error.args[0] else ""
     if isinstance(error, BrokerResponseError):
-        return f"Kafka answers {error.message} ({str(error).rstrip('.')})" if str(error) else str(error.message)
-    return str(error).rstrip(".") or type(error).__name__
+        return f"Kafka answers {error.message}" + (f" ({said.rstrip('.')})" if said else "")
+    return said.rstrip(".") or type(error).__name__

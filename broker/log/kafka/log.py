@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from typing import Any, Final
-
-from aiokafka.errors import OffsetOutOfRangeError
 
 from broker.ledger import Attempt
 from broker.log.kafka import reading
@@ -22,14 +19,13 @@ from broker.log.kafka.address import shown
 from broker.log.kafka.batch import Batch, payloads
 from broker.log.kafka.connection import (
     CONNECTION_ERRORS,
-    EARLIEST,
     LATEST,
-    REQUEST_TIMEOUT_S,
     Connection,
     patiently,
     reason,
     unavailable,
 )
+from broker.log.kafka.hearing import RETRY_CAP_S, RETRY_FIRST_S, Hearing, StateFollower
 from broker.log.kafka.layout import (
     FORMAT,
     FORMAT_KEY,
@@ -37,12 +33,10 @@ from broker.log.kafka.layout import (
     Topics,
     encode_batch,
     member_key,
-    stored_in,
     undelivered_key,
 )
 from broker.log.kafka.leases import Leases
-from broker.log.kafka.retention import Sizes, sweep
-from broker.log.kafka.state import State
+from broker.log.kafka.retention import sweep
 from broker.log.kafka.topics import ensure
 from broker.log.port import (
     FLUSH_INTERVAL_S,
@@ -57,8 +51,6 @@ from broker.log.port import (
     Record,
     Retention,
     Subscription,
-    announce,
-    answer,
 )
 from core.errors import Overloaded, PenstockError, Unavailable
 
@@ -68,17 +60,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_NAME: Final = "penstock"
 
-#: After a failure, before what can be kept is tried again by itself; doubled each time up to the cap.
-RETRY_FIRST_S: Final = 0.1
-RETRY_CAP_S: Final = 5.0
 #: Positions wait so long for others: each is a record that every process reads, and that compaction has to remove.
 POSITIONS_INTERVAL_S: Final = 0.05
-#: How long a wait for other processes' events lasts before it is asked anew.
-BLOCK_S: Final = 5.0
-#: After a wait that brought only what this process appended itself. Its own answers tell what others appended before.
-PACE_S: Final = 0.05
-#: How often it is looked how much room the events take.
-SIZE_INTERVAL_S: Final = 15.0
 
 
 class KafkaLog:
@@ -97,16 +80,16 @@ class KafkaLog:
         self._owner = owner
         self._retention = retention or Retention()
         self._topics = Topics.of(name)
-        # What waits for replicas, for others' events, and what is asked in between do not hold each other up.
+        # What waits for replicas, what waits for others' events, and what is asked in between hold each other up in
+        # nothing.
         self._writes = Connection(servers)
         self._asks = Connection(servers)
-        self._waits = Connection(servers, timeout_s=BLOCK_S + REQUEST_TIMEOUT_S)
-        self._state = State()
-        self._reading_state = asyncio.Lock()
+        self._hearing = Hearing(servers, self._asks, self._topics.events, self._retention)
+        self._follower = StateFollower(self._asks, self._topics.state)
+        self._state = self._follower.state
         self._leases = Leases(
-            owner=owner, state=self._state, say=self._say, catch_up=self._catch_up, take_up=self._take_up
+            owner=owner, state=self._state, say=self._say, catch_up=self._follower.catch_up, take_up=self._take_up
         )
-        self._listeners: list[Callable[[Record], None]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._reads: set[asyncio.Task[None]] = set()
         # What waits for the next round trip, and how the last one went.
@@ -121,10 +104,6 @@ class KafkaLog:
         self._positions_s = 0.0
         self._closed = False
         self._broken = asyncio.Event()
-        # What is known of the log. Held while listeners are told, so that they hear every event once and in order.
-        self._telling = asyncio.Lock()
-        self._last = 0
-        self._room = self._retention.full_bytes
         self._subscriptions: dict[str, Subscription] = {}
 
     # ---- life
@@ -145,7 +124,7 @@ class KafkaLog:
             raise
         self._tasks = [
             asyncio.create_task(self._write(), name="event log writer"),
-            asyncio.create_task(self._follow(), name="event log follower"),
+            asyncio.create_task(self._hearing.run(), name="event log follower"),
             asyncio.create_task(self._leases.run(), name="event log leases"),
         ]
         for task in self._tasks:
@@ -180,15 +159,13 @@ class KafkaLog:
             self._broken.set()
 
     async def _disconnect(self) -> None:
-        for connection in (self._writes, self._asks, self._waits):
+        for connection in (self._writes, self._asks, self._hearing):
             await connection.close()
 
     async def _load(self) -> None:
-        events = self._topics.events
         await ensure(self._asks, self._topics, self._retention)
-        for connection in (self._writes, self._waits):
-            await connection.know((events, self._topics.ledger, self._topics.state))
-        await self._catch_up(None)
+        await self._writes.know((self._topics.events, self._topics.ledger, self._topics.state))
+        await self._follower.catch_up(None)
         if not self._state.format:
             (made,) = (
                 await self._writes.produce({self._topics.state: encode_batch([(FORMAT_KEY, FORMAT, 0)])})
@@ -200,10 +177,7 @@ class KafkaLog:
                 f"The event log {self._topics.state} in Kafka has format {self._state.format!r}; this version reads "
                 f"{FORMAT!r}. Remove its topics."
             )
-        self._last = await patiently(lambda: self._asks.offset(events, LATEST))
-        start, size = await patiently(lambda: self._asks.offset(events, EARLIEST)), await self._asks.size(events)
-        self._sizes = Sizes(start=start, end=self._last, size=size, largest=self._retention.max_bytes)
-        self._room = self._retention.full_bytes - size
+        await self._hearing.open()
         for uid, kept in self._state.all_kept().items():
             self._subscriptions[uid] = self._subscription(uid, kept)
 
@@ -217,7 +191,7 @@ class KafkaLog:
         if self._closed:
             then(Unavailable("The event log is closed."))
             return
-        if self._room <= 0:
+        if self._hearing.room <= 0:
             then(LogFull("The event log is full: it has its largest permitted size."))
             return
         events.append((entry, then))
@@ -225,16 +199,16 @@ class KafkaLog:
         self._wake.set()
 
     def tail(self, listener: Callable[[Record], None]) -> None:
-        self._listeners.append(listener)
+        self._hearing.listeners.append(listener)
 
     def last(self) -> int:
-        return self._last
+        return self._hearing.last
 
     def read(self, broker: str, after: int, limit: int, then: Callable[[Page | PenstockError], None]) -> None:
-        self._start(reading.page(self._asks, self._topics.events, broker, after, limit, self._last), then)
+        self._start(reading.page(self._asks, self._topics.events, broker, after, limit, self._hearing.last), then)
 
     def pick(self, broker: str, seqs: Iterable[int], then: Callable[[Page | PenstockError], None]) -> None:
-        self._start(reading.pick(self._asks, self._topics.events, broker, sorted(seqs), self._last), then)
+        self._start(reading.pick(self._asks, self._topics.events, broker, sorted(seqs), self._hearing.last), then)
 
     def subscribe(self, uid: str, broker: str, name: str, start: int) -> Subscription:
         held = self._subscriptions.get(uid)
@@ -272,20 +246,21 @@ class KafkaLog:
             self._wake.set()
 
     def seek(self, broker: str, at: float, then: Callable[[int | PenstockError], None]) -> None:
-        self._start(reading.seek(self._asks, self._topics.events, at, self._last), then)
+        self._start(reading.seek(self._asks, self._topics.events, at, self._hearing.last), then)
 
     async def retain(self, now: float) -> int:
         await self.flush()
         try:
-            await self._catch_up(None)
+            await self._follower.catch_up(None)
+            hearing = self._hearing
             removed, upto = await sweep(
-                self._asks, self._topics.events, self._state, self._sizes, self._retention, now, self._last
+                self._asks, self._topics.events, self._state, hearing.sizes, self._retention, now, hearing.last
             )
             gone = sorted(seq for seq in self._state.undelivered if seq <= upto)
             if gone:
                 batch = encode_batch((undelivered_key(seq), None, 0) for seq in gone)
                 await self._asks.produce({self._topics.state: batch})
-            await self._look_for_room()
+            await self._hearing.look_for_room()
         except CONNECTION_ERRORS as error:
             raise unavailable(error) from error
         return removed
@@ -328,32 +303,13 @@ class KafkaLog:
         self._wake.set()
         return await said
 
-    async def _catch_up(self, through: int | None) -> None:
-        """Read the state through an offset, or to its end. Raises CONNECTION_ERRORS."""
-        topic = self._topics.state
-        async with self._reading_state:
-            while through is None or self._state.next <= through:
-                try:
-                    fetched = (
-                        await patiently(
-                            lambda: self._asks.fetch({topic: self._state.next}, max_bytes=reading.FETCH_BYTES)
-                        )
-                    )[topic]
-                except OffsetOutOfRangeError:
-                    self._state.next = await patiently(lambda: self._asks.offset(topic, EARLIEST))
-                    continue
-                for stored in stored_in(fetched.data, self._state.next):
-                    self._state.apply(stored)
-                if self._state.next >= fetched.end and through is None:
-                    return
-
     async def _take_up(self, uid: str, kept: Kept | None) -> None:
         """Go on from the position as it is kept."""
         self._next_batch.dirty.pop(uid, None)
         self._subscriptions.pop(uid, None)
         if kept is None:
             return
-        if kept.through > self._last:
+        if kept.through > self._hearing.last:
             kept = await self._within_the_log(uid, kept)
         self._subscriptions[uid] = self._subscription(uid, kept)
 
@@ -389,7 +345,7 @@ class KafkaLog:
             if not self._next_batch.empty:
                 self._busy = True
                 batch = self._take()
-                async with self._telling:
+                async with self._hearing.lock:
                     await self._store(batch)
                 self._busy = False
             self._go_on()
@@ -425,25 +381,10 @@ class KafkaLog:
         if batch.events:
             first = results[topics.events]
             if isinstance(first, int):
-                await self._tell_own(batch.events, first + 1)
+                await self._hearing.tell_own(batch.events, first + 1)
             else:
                 for _, then in batch.events:
                     then(failed[topics.events])
-
-    async def _tell_own(self, events: deque[tuple[Entry, Appended]], first: int) -> None:
-        told = True
-        if first > self._last + 1:  # other processes' events are before ours
-            try:
-                await self._hear_through(first - 1)
-            except CONNECTION_ERRORS as error:
-                # Ours are stored, so their senders are told; the follower tells the listeners once it can.
-                logger.warning("events of other processes are late", extra={"facts": {"error": str(error)}})
-                told = False
-        for seq, (entry, then) in enumerate(events, first):
-            record = Record(seq, entry)
-            if told and seq > self._last:
-                self._hear(record)
-            answer(then, record)
 
     def _refused_state(self, batch: Batch, error: Unavailable) -> None:
         batch.dirty = {uid: kept for uid, kept in batch.dirty.items() if self._subscriptions.get(uid) is kept}
@@ -480,58 +421,6 @@ class KafkaLog:
                     else:
                         future.set_result(None)
 
-    # ---- hearing
-
-    def _hear(self, record: Record) -> None:
-        self._last = record.seq
-        self._sizes.add(record.seq, _size(record))
-        self._room -= _size(record)
-        announce(record, self._listeners)
-
-    async def _follow(self) -> None:
-        """Hear what other processes append."""
-        retry_s, size_s = RETRY_FIRST_S, self._loop.time()
-        while True:
-            try:
-                await self._hear_new()
-                if self._loop.time() - size_s >= SIZE_INTERVAL_S:
-                    size_s = self._loop.time()
-                    await self._look_for_room()
-                retry_s = RETRY_FIRST_S
-            except CONNECTION_ERRORS as error:
-                if retry_s == RETRY_FIRST_S:  # once an outage
-                    facts = {"error": reason(error)}
-                    logger.warning("the event log cannot be followed now; trying again", extra={"facts": facts})
-                await asyncio.sleep(retry_s)
-                retry_s = min(retry_s * 2, RETRY_CAP_S)
-
-    async def _hear_new(self) -> None:
-        """Wait for what is new and tell it."""
-        topic = self._topics.events
-        asked = self._last
-        fetched = (await self._waits.fetch({topic: asked}, max_bytes=reading.FETCH_BYTES, wait_s=BLOCK_S))[topic]
-        async with self._telling:
-            new = list(stored_in(fetched.data, self._last))
-            if not self._listeners:  # a process that only appends
-                self._last = max(self._last, new[-1].offset + 1 if new else 0)
-                return
-            for record in reading.heard_in(new):
-                self._hear(record)
-            if new:
-                self._last = max(self._last, new[-1].offset + 1)
-        if fetched.data and not new:
-            await asyncio.sleep(PACE_S)
-
-    async def _hear_through(self, newest: int) -> None:
-        """Read and tell all events up to a position. The caller holds `_telling`."""
-        if self._listeners:
-            async for record in reading.records_between(self._asks, self._topics.events, self._last, newest):
-                self._hear(record)
-        self._last = max(newest, self._last)
-
-    async def _look_for_room(self) -> None:
-        self._room = self._retention.full_bytes - await self._asks.size(self._topics.events)
-
     # ---- reading
 
     def _start(self, work: Coroutine[Any, Any, Any], then: Callable[[Any], None]) -> None:
@@ -557,7 +446,3 @@ async def _ended(tasks: Iterable[asyncio.Task[None]]) -> None:
         task.cancel()
     if pending:
         await asyncio.wait(pending)
-
-
-def _size(record: Record) -> int:
-    return len(record.entry.head) + len(record.entry.data)
