@@ -307,6 +307,20 @@ class TestLosingKafka:
         assert again.subscribe("uid-1", BROKER, "default/one", 99).position() == Position(record.seq)
         await again.close()
 
+    async def test_a_log_whose_kafka_has_lost_events_ends_so_that_its_process_starts_anew(
+        self, server: KafkaServer, log: KafkaLog
+    ):
+        await append(log, *(entry(str(n)) for n in range(3)))
+        admin = AIOKafkaAdminClient(bootstrap_servers=server.servers)
+        await admin.start()
+        await admin.delete_topics([Topics.of("penstock").events])
+        await admin.close()
+        anew = KafkaLog(server.servers, owner="second")
+        await _patiently(anew.open)
+        async with asyncio.timeout(3 * DEADLINE_S):
+            await log.failed()
+        await anew.close()
+
     async def test_a_claim_is_lost_while_kafka_is_silent_and_granted_again(self, server: KafkaServer, log: KafkaLog):
         heard: list[str] = []
         claim(log, "uid-1", "granted", heard)

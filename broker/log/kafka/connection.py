@@ -96,6 +96,7 @@ class Connection:
         """Raises ValueError where `servers` cannot be read."""
         self._address = address_of(servers)
         self._timeout_s = timeout_s
+        self._topics: tuple[str, ...] = ()
         self._client: AIOKafkaClient | None = None
         self._opening = asyncio.Lock()
 
@@ -196,7 +197,8 @@ class Connection:
 
     async def know(self, topics: Iterable[str]) -> None:
         """Learn who leads these topics, which must exist."""
-        await (await self._opened()).set_topics(tuple(topics))
+        self._topics = tuple(topics)
+        await (await self._opened()).set_topics(self._topics)
 
     # ---- inside
 
@@ -220,6 +222,8 @@ class Connection:
         )
         try:
             await client.bootstrap()
+            if self._topics:
+                await client.set_topics(self._topics)
         except KafkaConnectionError as error:
             await client.close()
             raise KafkaConnectionError("none of its servers answers") from error
@@ -277,10 +281,15 @@ class Connection:
         return int(node)
 
     async def _refresh(self) -> None:
-        """Ask anew who leads."""
+        """Ask anew who leads. Where none of the brokers that were there tells, begin anew with those that are named."""
         client = await self._opened()
-        async with asyncio.timeout(self._timeout_s):
-            await client.force_metadata_update()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                told = await client.force_metadata_update()
+        except TimeoutError:
+            told = False
+        if not told and self._client is client:
+            await self.close()
 
     async def _checked(self, error: int) -> None:
         """Raises what an answer says; asks anew who leads where that may have changed."""

@@ -24,6 +24,7 @@ from broker.log.kafka.layout import stored_in
 from broker.log.kafka.retention import Sizes
 from broker.log.kafka.state import State
 from broker.log.port import Appended, Entry, Record, Retention, announce, answer
+from core.errors import Corrupt
 
 __all__ = ["RETRY_CAP_S", "RETRY_FIRST_S", "Hearing", "StateFollower"]
 
@@ -87,13 +88,14 @@ class Hearing:
                 if retry_s == RETRY_FIRST_S:  # once an outage
                     facts = {"error": reason(error)}
                     logger.warning("the event log cannot be followed now; trying again", extra={"facts": facts})
-                if isinstance(error, OffsetOutOfRangeError):
-                    await self._begin_at_the_end()
                 await asyncio.sleep(retry_s)
                 retry_s = min(retry_s * 2, RETRY_CAP_S)
 
     async def tell_own(self, events: Iterable[tuple[Entry, Appended]], first: int) -> None:
-        """Tell of this process's own events, which got positions from `first` on. The caller holds `lock`."""
+        """Tell of this process's own events, which got positions from `first` on. The caller holds `lock`. Raises
+        Corrupt where these have been given before."""
+        if first <= self.last:
+            raise _lost(first - 1, self.last)
         told = True
         if first > self.last + 1:  # other processes' events are before ours
             try:
@@ -104,7 +106,7 @@ class Hearing:
                 told = False
         for seq, (entry, then) in enumerate(events, first):
             record = Record(seq, entry)
-            if told and seq > self.last:
+            if told:
                 self._hear(record)
             answer(then, record)
 
@@ -124,7 +126,11 @@ class Hearing:
     async def _hear_new(self) -> None:
         """Wait for what is new and tell it."""
         asked = {self._topic: self.last}
-        fetched = (await self._waits.fetch(asked, max_bytes=reading.FETCH_BYTES, wait_s=BLOCK_S))[self._topic]
+        try:
+            fetched = (await self._waits.fetch(asked, max_bytes=reading.FETCH_BYTES, wait_s=BLOCK_S))[self._topic]
+        except OffsetOutOfRangeError:
+            await self._must_be_there()
+            return
         async with self.lock:
             new = list(stored_in(fetched.data, self.last))
             through = new[-1].offset + 1 if new else 0
@@ -142,15 +148,22 @@ class Hearing:
                 self._hear(record)
         self.last = max(newest, self.last)
 
-    async def _begin_at_the_end(self) -> None:
-        """What was heard is not there any more: Kafka lost it, or it was removed before it was read."""
+    async def _must_be_there(self) -> None:
+        """What comes next is not there. Raises Corrupt where Kafka has lost what was heard."""
         end = await patiently(lambda: self._asks.offset(self._topic, LATEST))
         start = await patiently(lambda: self._asks.offset(self._topic, EARLIEST))
         async with self.lock:
-            if not start <= self.last <= end:
-                facts = {"last": self.last, "start": start, "end": end}
-                logger.critical("Kafka has lost events; the log goes on with what is there", extra={"facts": facts})
-                self.last = end if self.last > end else start
+            if end < self.last:
+                raise _lost(end, self.last)
+            if self.last < start:
+                facts = {"last": self.last, "start": start}
+                logger.error("events were removed before they were heard", extra={"facts": facts})
+                self.last = start
+
+
+def _lost(end: int, last: int) -> Corrupt:
+    """Positions come again: only a process that starts anew goes on right with them."""
+    return Corrupt(f"Kafka has lost events: it has {end} of the {last} that were acknowledged.")
 
 
 class StateFollower:

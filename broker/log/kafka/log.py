@@ -64,6 +64,10 @@ DEFAULT_NAME: Final = "penstock"
 POSITIONS_INTERVAL_S: Final = 0.05
 
 
+#: A process whose positions are beyond the log's end keeps them no longer than this after Kafka has lost it.
+LOSS_NOTICED_MS: Final = 60_000
+
+
 class KafkaLog:
     """An EventLog and Ledger in one Kafka. `open` it first, `close` it last.
 
@@ -314,15 +318,20 @@ class KafkaLog:
         self._subscriptions[uid] = self._subscription(uid, kept)
 
     async def _within_the_log(self, uid: str, kept: Kept) -> Kept:
-        """The position, or the log's end where Kafka has lost what was beyond: its positions come again."""
-        end = await patiently(lambda: self._asks.offset(self._topics.events, LATEST))
+        """The position, or where Kafka has lost what was before it the one from which on all is new: positions come
+        again then, and what came since the loss has small ones."""
+        events = self._topics.events
+        end = await patiently(lambda: self._asks.offset(events, LATEST))
         if kept.through <= end:
             return kept
-        facts = {"uid": uid, "through": kept.through, "last": end}
+        since_ms = max(self._state.kept_ms(uid) - LOSS_NOTICED_MS, 0)
+        offset = await patiently(lambda: self._asks.offset(events, since_ms))
+        through = end if offset < 0 else offset
+        facts = {"uid": uid, "through": kept.through, "last": end, "from": through}
         logger.error(
-            "Kafka has lost events that were acknowledged; a Trigger goes on at its end", extra={"facts": facts}
+            "Kafka has lost events that were acknowledged; a Trigger goes on without them", extra={"facts": facts}
         )
-        return Kept(kept.token, kept.broker, kept.name, end)
+        return Kept(kept.token, kept.broker, kept.name, through)
 
     # ---- writing
 

@@ -55,6 +55,7 @@ class State:
         #: Positions that nobody took.
         self.undelivered: set[int] = set()
         self._kept: dict[str, bytes] = {}
+        self._kept_ms: dict[str, int] = {}
         self._holders: dict[str, Holder] = {}
         self._fences: dict[str, int] = {}
         self._members: dict[str, _Member] = {}
@@ -99,6 +100,10 @@ class State:
         kept = _decoded(uid, stored) if stored is not None else None
         return None if kept is None or kept.dropped else kept
 
+    def kept_ms(self, uid: str) -> int:
+        """When it was last kept, by Kafka's clock."""
+        return self._kept_ms.get(uid, 0)
+
     def all_kept(self) -> dict[str, Kept]:
         return {uid: kept for uid in self._kept if (kept := self.kept(uid)) is not None}
 
@@ -116,6 +121,7 @@ class State:
         kept = _decoded(uid, record.value) if record.value is not None else None
         if kept is None:
             self._kept.pop(uid, None)
+            self._kept_ms.pop(uid, None)
             self._fences.pop(uid, None)
             return
         if kept.dropped:  # for good: what is still in flight for it brings nothing back
@@ -125,6 +131,7 @@ class State:
         else:
             self._fences[uid] = kept.token
         self._kept[uid] = record.value or b""
+        self._kept_ms[uid] = record.time_ms
 
     def _apply_said(self, owner: str, record: Stored) -> None:
         before = self._members.pop(owner, None)
