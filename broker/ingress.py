@@ -13,13 +13,13 @@ from typing import Final
 
 from broker.dispatch import TTL_ATTRIBUTE
 from broker.log.port import Entry, EventLog, LogFull, Record
-from broker.pages import PATHS
 from broker.table import Table
 from core.clock import Clock
 from core.errors import InvalidInput, Overloaded, PenstockError
 from core.events import CloudEvent, binary_head, with_binary_head
 from core.limits import MAX_EVENT_BYTES
 from core.net.body import IGNORE, collect
+from core.net.pages import HEALTH, METRICS
 from core.net.types import BodySink, Exchange, Handler, Headers, RequestHead
 from core.telemetry import Counter, Metrics
 
@@ -78,7 +78,7 @@ class Ingress:
 
     def _other(self, head: RequestHead, exchange: Exchange) -> BodySink:
         path = head.target.partition(b"?")[0]
-        if path in PATHS:
+        if path in (HEALTH, METRICS):
             return self._pages(head, exchange)
         door = self._doors.get(path.rstrip(b"/"))
         if door is not None and head.method == b"POST":

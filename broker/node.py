@@ -11,7 +11,6 @@ from typing import Final, Literal
 from broker.dispatching import Dispatching
 from broker.ingress import Ingress
 from broker.log.port import LedgerLog
-from broker.pages import Pages
 from broker.resources import BROKER, TRIGGER, class_of
 from broker.services import Sender
 from broker.table import TableBuilder
@@ -20,6 +19,7 @@ from core.control.cache import Follower, Observed
 from core.control.port import ResourceStore
 from core.errors import Unavailable
 from core.net.names import Names
+from core.net.pages import HEALTH, Pages
 from core.net.types import Handler
 from core.resources import Resource
 from core.telemetry import Metrics
@@ -59,7 +59,7 @@ class BrokerNode:
     ) -> None:
         self._logs = dict(logs)
         self._builder = TableBuilder()
-        self._pages = Pages(metrics=metrics, problem=self.problem)
+        self._pages = Pages(metrics=metrics, checks={HEALTH: self.problem})
         self._ingress: Ingress | None = None
         self._dispatching: Dispatching | None = None
         if "ingress" in roles:

@@ -15,9 +15,9 @@ from typing import Final, Protocol
 from core.control.cache import Follower, Observed
 from core.control.port import ResourceStore
 from core.limits import MAX_CONNECTIONS
-from core.net.body import IGNORE
 from core.net.client import ClientLimits
-from core.net.types import Address, BodySink, Exchange, Handler, RequestHead
+from core.net.pages import HEALTH, Pages
+from core.net.types import Address, Handler
 from core.telemetry import Metrics
 from serving.demand import DemandReporter, Fetch
 from serving.gateway import Gateway
@@ -38,9 +38,6 @@ FOLLOWED: Final = (ROUTE, REVISION, ENDPOINT_SLICE)
 CLIENT_LIMITS: Final = ClientLimits(
     max_connections_per_address=MAX_CONNECTIONS, max_waiting_per_address=MAX_CONNECTIONS
 )
-
-_TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
-_METRICS: Final = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 
 
 class _Client(Protocol):
@@ -71,7 +68,7 @@ class GatewayNode:
         metrics: Metrics,
         rng: random.Random,
     ) -> None:
-        self._metrics = metrics
+        self._pages = Pages(metrics=metrics, checks={HEALTH: self.problem})
         self._me = me
         self._reporter = DemandReporter(
             gateway_id=me.id, address=control_address, fetch=client.fetch, monotonic=time.monotonic
@@ -104,17 +101,10 @@ class GatewayNode:
         """The hosts that lead somewhere now: lower-case, without port."""
         return self._gateway.hosts
 
-    def admin_handler(self, head: RequestHead, exchange: Exchange) -> BodySink:
+    @property
+    def admin_handler(self) -> Handler:
         """Serves ``/healthz`` (200 once requests can be routed) and ``/metrics``."""
-        path = head.target.partition(b"?")[0]
-        if path == b"/metrics":
-            exchange.respond(200, [_METRICS], self._metrics.expose().encode())
-        elif path == b"/healthz":
-            problem = self._problem()
-            exchange.respond(503 if problem else 200, [_TEXT], f"{problem or 'ok'}\n".encode())
-        else:
-            exchange.respond(404, [_TEXT], b"Here are /healthz and /metrics.\n")
-        return IGNORE
+        return self._pages.handle
 
     async def start(self) -> None:
         """Begin to follow the store. Returns at once: an API that is away now is waited for."""
@@ -152,7 +142,7 @@ class GatewayNode:
         self._snapshot = snapshot
         self._gateway.swap(snapshot)
 
-    def _problem(self) -> str:
+    def problem(self) -> str:
         """Why this gateway should get no new clients, "" where it should."""
         if self._draining:
             return "stopping"

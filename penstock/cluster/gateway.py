@@ -44,4 +44,4 @@ async def compose(frame: Frame) -> Callable[[], str]:
         await asyncio.gather(node.drain(drain_s), server.drain(drain_s + ANSWER_S))
 
     frame.stack.push_async_callback(drain)
-    return lambda: "" if node.synced else "waiting for the first listing from the API"
+    return node.problem

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from core.net.body import IGNORE
-from core.net.types import BodySink, Exchange, RequestHead
+from core.net.pages import HEALTH, Pages
+from core.net.types import Handler
 from core.telemetry import Metrics
 
 __all__ = ["Health"]
 
-_TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
-_METRICS: Final = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
+READY: Final = b"/readyz"
 
 
 class Health:
@@ -25,22 +24,16 @@ class Health:
 
     def __init__(self, metrics: Metrics) -> None:
         self.problem: Callable[[], str] = lambda: "starting"
-        self._metrics = metrics
+        self._pages = Pages(metrics=metrics, checks={HEALTH: str, READY: self._unready})
         self._stopping = False
+
+    @property
+    def handler(self) -> Handler:
+        return self._pages.handle
 
     def stop(self) -> None:
         """From now on it is not ready: new requests should go elsewhere."""
         self._stopping = True
 
-    def handler(self, head: RequestHead, exchange: Exchange) -> BodySink:
-        path = head.target.partition(b"?")[0]
-        if path == b"/metrics":
-            exchange.respond(200, [_METRICS], self._metrics.expose().encode())
-        elif path == b"/healthz":
-            exchange.respond(200, [_TEXT], b"ok\n")
-        elif path == b"/readyz":
-            problem = "stopping" if self._stopping else self.problem()
-            exchange.respond(503 if problem else 200, [_TEXT], f"{problem or 'ok'}\n".encode())
-        else:
-            exchange.respond(404, [_TEXT], b"Here are /healthz, /readyz and /metrics.\n")
-        return IGNORE
+    def _unready(self) -> str:
+        return "stopping" if self._stopping else self.problem()

@@ -7,11 +7,11 @@ import pytest
 from broker.ingress import Ingress
 from broker.log.memory import MemoryLog
 from broker.log.port import LogFull, Page, Record
-from broker.pages import Pages
 from broker.resources import DEFAULT_CLASS
 from broker.table import TableBuilder
 from core.errors import Overloaded, PenstockError, Unavailable
 from core.limits import MAX_EVENT_BYTES
+from core.net.pages import HEALTH, Pages
 from core.net.types import Headers
 from core.telemetry import Metrics
 from tests.support.broker import Spoken, ask, binary, broker
@@ -23,7 +23,7 @@ EVENT = b'{"specversion":"1.0","id":"s1","source":"/test","type":"test.made","da
 
 def make(log: MemoryLog | None = None, *, synced: bool = True) -> tuple[Ingress, MemoryLog, Metrics]:
     metrics, log = Metrics(), log or MemoryLog()
-    pages = Pages(metrics=metrics, problem=lambda: "")
+    pages = Pages(metrics=metrics, checks={HEALTH: str})
     ingress = Ingress(logs={DEFAULT_CLASS: log}, clock=VirtualClock(), metrics=metrics, pages=pages.handle)
     if synced:
         ingress.swap(TableBuilder().build([broker(), broker("other", namespace="ns2")], []))
