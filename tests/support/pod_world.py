@@ -46,7 +46,7 @@ class PodWorld:
         self.start_s, self.drain_s, self.restart_s = start_s, drain_s, restart_s
         self.frozen = False
         self.logs = PodLogFiles()
-        self._numbers = iter(range(1, 100_000))
+        self.next_number = 1
         self._news = asyncio.Event()
         self._follower = Follower(store, (DEPLOYMENT, POD), self._observe)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,7 +122,7 @@ class PodWorld:
 
     def _pod(self, deployment: Resource) -> Resource:
         template = deployment.spec["template"]
-        number = next(self._numbers)
+        number, self.next_number = self.next_number, self.next_number + 1
         meta = ObjectMeta(
             name=f"{deployment.meta.name}-{number:05d}",
             namespace=deployment.meta.namespace,

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from core.control.cache import Follower
-from core.errors import Conflict, Unavailable
+from core.errors import Conflict, NotFound, Unavailable
 from core.resources import Key, OwnerReference
 from core.resources.builtin import DEPLOYMENT, POD
 from serving.instances.kubernetes.pods import FOLLOWED, MAX_ATTEMPTS, PodInstances
@@ -171,6 +171,26 @@ def test_a_copy_of_a_pod_that_nobody_controls_is_no_instance():
             await it.memory.create(copy)
             await asyncio.sleep(5)
             assert it.watched.present == [name]
+
+    run_virtual(main())
+
+
+def test_a_new_process_is_told_of_the_oldest_pod_first():
+    async def main():
+        async with cluster() as it:
+            (old,) = await it.scaled(1)
+            await asyncio.sleep(5)
+            # The fake's names count up; this one's would come first by name.
+            it.world.next_number = 0
+            await it.instances.scale(spec(), 2)
+            await it.watched.until(lambda: len(it.watched.present) == 2)
+            (new,) = set(it.watched.present) - {old}
+            assert new < old
+            follower, instances, watched = it.adapter()
+            tasks = [asyncio.create_task(one.run()) for one in (follower, instances)]
+            await watched.until(lambda: len(watched.present) == 2)
+            assert watched.present == [old, new]
+            await cancelled(*tasks)
 
     run_virtual(main())
 
@@ -420,6 +440,22 @@ def test_a_specification_without_a_pod_is_refused():
         async with cluster() as it:
             with pytest.raises(CannotRun, match="hello-00001"):
                 await it.instances.scale(replace(spec(), template=None), 1)
+
+    run_virtual(main())
+
+
+def test_a_log_that_cannot_be_read_is_told_in_its_place_and_the_others_are_read():
+    async def main():
+        async with cluster() as it:
+            names = await it.scaled(3)
+            for name in names:
+                await it.world.logs.write(name, "here")
+            it.world.logs.fail_next = [Unavailable("The node is away."), NotFound("It has not started.")]
+            lines = it.instances.log("default", "hello-00001", tail=None, follow=False)
+            assert [line async for line in lines] == [
+                LogLine(names[0], "(its log cannot be read: The node is away.)"),
+                LogLine(names[2], "here"),
+            ]
 
     run_virtual(main())
 

@@ -75,9 +75,10 @@ class Known:
         return [self.pods[name] for name in overdue(self.deployment, self.pods)]
 
     def news(self) -> list[Instance]:
-        """What has not been told, in order."""
+        """What has not been told; of pods that are told of for the first time, those that were made first come first,
+        so that a new process ends the oldest first as the one before it did."""
         found: list[Instance] = []
-        for name in sorted(self._changed):
+        for name in sorted(self._changed, key=self._age):
             pod = self.pods.get(name)
             instance = instance_of(pod, is_leaving=name in self._left) if pod is not None else None
             if instance is not None:
@@ -88,6 +89,10 @@ class Known:
                 found.append(replace(self.told.pop(name), phase="gone", address=None))
         self._changed.clear()
         return found
+
+    def _age(self, name: str) -> tuple[str, str]:
+        pod = self.pods.get(name)
+        return (pod.meta.creation_timestamp or "" if pod is not None else "", name)
 
 
 def _is_newer(resource: Resource, held: Resource | None) -> bool:
