@@ -17,7 +17,7 @@ from serving.instances.port import CannotRun, InstanceSpec, LogLine, PodTemplate
 from tests.conformance.instances import Watched
 from tests.support.pod_world import PodStore, PodWorld
 from tests.support.stores import FaultyStore
-from tests.support.virtual_time import run_virtual
+from tests.support.virtual_time import VirtualClock, run_virtual
 
 NAME = "hello-00001-deployment"
 LEAVING = "penstock.dev/leaving"
@@ -42,7 +42,7 @@ def spec(image="example.com/hello", uid="uid-1", **more):
 
 class Cluster:
     def __init__(self, **world):
-        self.memory = PodStore()
+        self.memory = PodStore(clock=VirtualClock())
         self.store = FaultyStore(self.memory)
         self.world = PodWorld(self.memory, **world)
         self.follower, self.instances, self.watched = self.adapter()

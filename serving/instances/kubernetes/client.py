@@ -71,10 +71,10 @@ async def _lines(content: aiohttp.StreamReader) -> AsyncGenerator[bytes]:
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
             if not is_told:
-                yield line
+                yield line[:MAX_LINE_BYTES]
             is_told = False
         if len(rest) > MAX_LINE_BYTES and not is_told:
-            yield rest
+            yield rest[:MAX_LINE_BYTES]
             is_told = True
         if is_told:
             rest = b""
