@@ -37,7 +37,7 @@ ip route add local {_SERVICE_RANGE} dev lo
 _OVERLAY: Final = """
 mount -t tmpfs tmpfs /mnt
 mkdir /mnt/upper /mnt/work /mnt/root
-mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mnt/root
+mount -t overlay overlay -o lowerdir=/usr,upperdir=/mnt/upper,workdir=/mnt/work,userxattr /mnt/root
 """
 
 

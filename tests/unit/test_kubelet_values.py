@@ -12,7 +12,7 @@ from tests.support.kubelet.environment import ConfigError, References, command, 
 from tests.support.kubelet.identity import Identity, identity
 from tests.support.kubelet.images import Image
 from tests.support.kubelet.reader import Query, query
-from tests.support.kubelet.sandbox import Mount, root_script, shared_mounts
+from tests.support.kubelet.rootfs import Mount, root_script, shared_mounts
 from tests.support.kubelet.scheduling import place, quantity
 from tests.support.kubelet.services import Names, forwards, names, resolve
 from tests.support.kubelet.spec import Container, EndpointSlice, Node, Pod, Service, parse

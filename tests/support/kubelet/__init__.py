@@ -5,8 +5,8 @@ A pod's containers are local processes in a network namespace of the pod's own a
 All of it runs inside ``tests.support.netns``.
 
 `cluster` starts everything. `agent` is the kubelet's process: `scheduling` and `lifecycle` decide, `pod` carries out,
-`container`, `sandbox`, `volumes` and `probes` do the work, `logs` answers ``kubectl logs``. `network` is the other
-process: `services` is the table, `proxy` forwards to ready endpoints, `dns` answers.
+`container`, `sandbox`, `rootfs`, `volumes` and `probes` do the work, `logs` answers ``kubectl logs``. `network` is the
+other process: `services` is the table, `proxy` forwards to ready endpoints, `dns` answers.
 
 Not done: cgroups (no limit is enforced), capabilities, NetworkPolicies, ``kubectl exec`` and ``port-forward``,
 NodePorts, volumes that need a driver (a claim is a folder). Users and groups are real where root runs the tests.

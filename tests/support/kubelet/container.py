@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from tests.support.kubelet.identity import Identity
-from tests.support.kubelet.sandbox import Mount, Sandbox, closed_folders, root_script, shared_mounts
+from tests.support.kubelet.rootfs import Mount, closed_folders, root_script, shared_mounts
+from tests.support.kubelet.sandbox import Sandbox
 from tests.support.kubelet.spec import Container
 
 __all__ = ["Process", "start"]

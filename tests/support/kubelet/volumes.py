@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.support.kubelet.api import Api, ApiError
 from tests.support.kubelet.environment import ConfigError, field_value
-from tests.support.kubelet.sandbox import Mount
+from tests.support.kubelet.rootfs import Mount
 from tests.support.kubelet.spec import (
     ConfigMapVolume,
     Container,
