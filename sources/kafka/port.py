@@ -1,6 +1,7 @@
 """What is needed of Kafka: a cluster, and a member of a consumer group in it.
 
-The adapter is `sources.kafka.member`; the tests' fake is `tests.support.kafka_cluster`.
+The adapter is `sources.kafka.member`, the fake `tests.support.kafka_cluster`; `tests.conformance.kafka_cluster` holds
+both to what is said here.
 """
 
 from __future__ import annotations

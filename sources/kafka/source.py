@@ -118,6 +118,8 @@ class KafkaSource:
                     return
                 reading.measure(await member.reach())
                 self._tell(missing)
+                if away_since_s is not None:
+                    _log.info("Kafka is back", extra={"facts": self._facts()})
                 away_since_s = None
             except Trouble as error:
                 # The client goes on trying by itself, and what is under way goes on as well.

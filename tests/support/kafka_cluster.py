@@ -76,7 +76,7 @@ class KafkaCluster:
 
     async def begin_at_end(self, topics: Iterable[str]) -> None:
         self.answer()
-        if self.in_use:
+        if self.in_use or self._members:
             raise Trouble("GroupInUse", "The group has members.")
         for topic in topics:
             self.begun.append(topic)
