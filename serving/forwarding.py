@@ -76,11 +76,14 @@ class Retry(enum.Enum):
     GIVE_UP = "give up"
 
 
-def after_failure(error: NetError, *, method: bytes, bodiless: bool, replayable: bool, attempts: int) -> Retry:
+def after_failure(
+    error: NetError, *, method: bytes, bodiless: bool, replayable: bool, attempts: int, through_gateway: bool = False
+) -> Retry:
     """Whether a request whose answer has not begun may be sent again after attempt number `attempts` (from 1).
 
     Safe is what cannot make the function see the request twice, or does no harm if it does. `replayable` says that all
-    of the body that came so far is still here.
+    of the body that came so far is still here, `through_gateway` that the connection was to another gateway: its end
+    tells nothing of the instance, which would serve the request another time.
     """
     if attempts >= MAX_ATTEMPTS or not replayable:
         return Retry.GIVE_UP
@@ -89,8 +92,11 @@ def after_failure(error: NetError, *, method: bytes, bodiless: bool, replayable:
     if isinstance(error, ConnectionLost):
         if not error.sent:
             return Retry.OTHER if error.fresh else Retry.SAME
-        if not error.fresh and bodiless and method in _IDEMPOTENT:
-            return Retry.SAME
+        if bodiless and method in _IDEMPOTENT:
+            if through_gateway:
+                return Retry.OTHER
+            if not error.fresh:
+                return Retry.SAME
     return Retry.GIVE_UP
 
 

@@ -540,6 +540,7 @@ class Forward(Waiter):
             bodiless=self.head.content_length == 0,
             replayable=self.kept is not None,
             attempts=self.attempts,
+            through_gateway=self.hop is _AWAY,
         )
 
     def pause(self) -> None:

@@ -228,6 +228,23 @@ def test_when_a_gateway_is_killed_the_others_refuse_nothing_and_every_event_arri
     world.until_all_collected(events)
 
 
+def test_when_the_gateway_that_has_an_instance_is_killed_the_limit_holds_and_the_others_refuse_nothing(world: World):
+    scaling = {"min-scale": "1", "max-scale": "1"}
+    world.apply(knative_service("one", "dev.local/page:1", scaling=scaling, containerConcurrency=1))
+    world.until_ready("ksvc", "one")
+    (instance,) = world.cluster.get("endpointslices", "-n", world.namespace, "-l", "serving.knative.dev/service=one")
+    owner = instance["metadata"]["annotations"]["penstock.dev/gateway"]
+    others = [address for name, address in world.gateways().items() if name != owner]
+    with Calls(world.host("one"), others, path="/most") as calls:
+        world.cluster.until(lambda: sum(calls.answers.values()) >= 50, what="50 requests are handed over and answered")
+        world.cluster.kill(world.release.pods("gateway")[owner])
+        before = sum(calls.answers.values())
+        world.cluster.until(lambda: sum(calls.answers.values()) >= before + 50, what="50 more are answered")
+    assert calls.failures == []
+    assert set(calls.answers) == {"one-00001 1"}
+    world.until_whole()
+
+
 def test_when_a_pod_of_every_part_of_the_broker_is_killed_every_accepted_event_arrives(world: World):
     with Events(world.publish) as events:
         for role in ("broker-ingress", "dispatcher"):

@@ -133,6 +133,18 @@ async def test_what_the_other_gateway_had_begun_is_broken_off_with_it() -> None:
     world.close()
 
 
+@virtually
+async def test_what_does_no_harm_twice_is_served_by_another_also_when_it_was_begun() -> None:
+    world = world_with_peers("g2", "g3")
+    outside = world.ask(b"GET")
+    accept(world.attempts[0])
+    world.attempts[0].listener.failed(ConnectionLost("killed", sent=True, fresh=True))
+    assert world.attempts[1].address == ("g3", 8080)
+    world.attempts[1].answer()
+    assert outside.status == 200
+    world.close()
+
+
 @pytest.mark.parametrize("in_pieces", [False, True], ids=["whole", "in pieces"])
 def test_what_is_given_back_goes_to_another_gateway_or_to_an_instance_of_its_own(in_pieces: bool) -> None:
     @virtually
