@@ -260,6 +260,7 @@ class TestKafkaAlone:
             told[topic] = {row[0]: row[1] for row in answer.resources[0][4]}
         await admin.close()
         assert told[logs.topics.events]["retention.ms"] == "-1"
+        assert told[logs.topics.events]["flush.messages"] == "1", "on one broker only the disk keeps an event"
         assert told[logs.topics.events]["cleanup.policy"] == "delete"
         assert told[logs.topics.state]["cleanup.policy"] == "compact"
         assert told[logs.topics.state]["message.timestamp.type"] == "LogAppendTime"

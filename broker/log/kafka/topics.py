@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 REPLICAS: Final = 3
 #: What a topic of ours takes in one batch: the log's batches end at a quarter of it, with an event more.
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
+#: Where no other broker has an event it is on disk before it is answered; elsewhere the replicas are what keeps it.
+ALONE: Final = {"flush.messages": "1"}
 #: Kafka frees room a segment at a time.
 SEGMENTS: Final = 16
 #: Kafka's smallest permitted segment is far below.
@@ -42,7 +44,7 @@ async def ensure(connection: Connection, topics: Topics, retention: Retention) -
     there = await connection.topics()
     for topic, settings in wanted.items():
         if topic not in there:
-            await _make(connection, topic, settings)
+            await _make(connection, topic, settings, topics.events)
         elif there[topic] != 1:
             raise Unavailable(
                 f"Kafka's topic {topic} has {there[topic]} partitions; the event log needs one. Remove it, and the log "
@@ -51,10 +53,12 @@ async def ensure(connection: Connection, topics: Topics, retention: Retention) -
     await connection.know(wanted)
 
 
-async def _make(connection: Connection, topic: str, settings: dict[str, str]) -> None:
+async def _make(connection: Connection, topic: str, settings: dict[str, str], events: str) -> None:
     replicas = min(REPLICAS, max(await connection.brokers(), 1))
     logger.info("a topic is made in Kafka", extra={"facts": {"topic": topic, "replicas": replicas}})
     settings = settings | {"min.insync.replicas": str(max(replicas - 1, 1))}
+    if replicas == 1 and topic == events:
+        settings |= ALONE
     try:
         with contextlib.suppress(TopicAlreadyExistsError):  # another process was faster
             await connection.create(topic, replicas, settings)
