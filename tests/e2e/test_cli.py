@@ -237,6 +237,7 @@ def test_delete_says_what_is_gone_and_what_never_was(running):
         pytest.param("logs nobody", 3, "penstock get ksvc", id="an unknown Service"),
         pytest.param("events --limit 0", 2, "--limit", id="a limit out of range"),
         pytest.param("up --drain nan", 2, "nan is not in the range", id="a drain that is no number"),
+        pytest.param("up --kafka-servers host", 2, "'host' is not host:port", id="a Kafka that is no address"),
         pytest.param("up --apply none.yaml", 2, "'none.yaml' does not exist", id="up with a missing file"),
         pytest.param("nonsense", 2, "No such command", id="an unknown command"),
     ],
