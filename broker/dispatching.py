@@ -42,24 +42,31 @@ class Dispatching:
         metrics: Metrics,
         rng: random.Random,
     ) -> None:
+        self._client = client
+        self._names = names
         self._clock = clock
+        self._rng = rng
         self._deliveries = _Deliveries(metrics)
-        self._parts = []
-        for log, classes in _classes_by_log(logs).items():
-            services = Services(
-                log=log,
-                ledger=log,
-                client=client,
-                names=names,
-                clock=clock,
-                rng=rng,
-                count=self._deliveries.count,
-            )
-            self._parts.append(_Part(log, classes, Fanout(services)))
+        self._parts: list[_Part] = []
+        self.add(logs)
         known = metrics.gauge("penstock_broker_triggers", "Triggers that this process delivers for.")
         known.read = lambda: float(sum(len(part.fanout.held) for part in self._parts))
         waiting = metrics.gauge("penstock_broker_backlog_events", "Events that wait for a Trigger, over all Triggers.")
         waiting.read = lambda: float(sum(part.fanout.whole_backlog() for part in self._parts))
+
+    def add(self, logs: Mapping[str, LedgerLog]) -> None:
+        """Deliver the events of these logs as well, from the next `swap` on."""
+        for log, classes in _classes_by_log(logs).items():
+            services = Services(
+                log=log,
+                ledger=log,
+                client=self._client,
+                names=self._names,
+                clock=self._clock,
+                rng=self._rng,
+                count=self._deliveries.count,
+            )
+            self._parts.append(_Part(log, classes, Fanout(services)))
 
     def swap(self, table: Table) -> None:
         """Go by this table from now on."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from broker.dispatch import TTL_ATTRIBUTE
 from broker.log.port import Entry, EventLog, LogFull, Record
-from broker.table import Table
+from broker.table import EMPTY, Table
 from core.clock import Clock
 from core.errors import InvalidInput, Overloaded, PenstockError
 from core.events import CloudEvent, binary_head, with_binary_head
@@ -42,8 +42,8 @@ _TTL_HEADER: Final = b"ce-" + TTL_ATTRIBUTE.encode()
 class Ingress:
     """Handles ``POST /<namespace>/<broker>``; `pages` answers what the process tells about itself.
 
-    `logs` keep the events of the Brokers of their class; one of another class takes none here. Until `swap` was called
-    once it knows no Brokers and asks senders to come back.
+    `logs` keep the events of the Brokers of their class; where a Broker's log is not there, senders are asked to come
+    back, and so they are until `swap` was called once. A log that is added counts from the next `swap` on.
     """
 
     def __init__(self, *, logs: Mapping[str, EventLog], clock: Clock, metrics: Metrics, pages: Handler) -> None:
@@ -52,6 +52,7 @@ class Ingress:
         self._metrics = metrics
         self._pages = pages
         self._synced = False
+        self._table: Table = EMPTY
         self._doors: dict[bytes, _Door] = {}
         self._accepted: dict[str, Counter] = {}
         self._refused: dict[int, Counter] = {}
@@ -64,6 +65,7 @@ class Ingress:
             if log is not None:
                 doors[path] = _Door(broker.key, log)
         self._doors = doors
+        self._table = table
         self._synced = True
 
     def handle(self, head: RequestHead, exchange: Exchange) -> BodySink:
@@ -86,6 +88,9 @@ class Ingress:
             return collect(exchange, max_bytes=MAX_EVENT_BYTES, then=publish.received, head=head)
         if not self._synced:
             self.refuse(exchange, 503, "The Brokers are not known yet. Try again in a second.", RETRY_AFTER_S)
+        elif door is None and (broker := self._table.paths.get(path.rstrip(b"/"))) is not None:
+            text = f"The event log of its class, {broker.log_class}, cannot be had now. Try again in a second."
+            self.refuse(exchange, 503, text, RETRY_AFTER_S)
         elif door is None:
             text = f"There is no Broker at {_shown(path)}. Send events to /<namespace>/<broker> of one that exists."
             self.refuse(exchange, 404, text)

@@ -13,7 +13,7 @@ from broker.ingress import Ingress
 from broker.log.port import LedgerLog
 from broker.resources import BROKER, TRIGGER, class_of
 from broker.services import Sender
-from broker.table import TableBuilder
+from broker.table import Table, TableBuilder
 from core.clock import Clock
 from core.control.cache import Follower, Observed
 from core.control.port import ResourceStore
@@ -41,11 +41,12 @@ class BrokerNode:
     """All Brokers and Triggers of a store, in the `roles` that this process has.
 
     `logs` are the event logs by class of Broker; a log may stand under several, and a Broker of a class that is not
-    among them has no ingress here. The node's owner opened them, and closes them, `client` and `store` after `drain`.
-    It gives `handler` a listener where the process is an ingress, and `admin_handler` one where it is not.
+    among them has no ingress here. Logs of the classes `awaited` come later, by `add`; until then publishers to their
+    Brokers are asked to come back. The node's owner opened all logs, and closes them, `client` and `store` after
+    `drain`. It gives `handler` a listener where the process is an ingress, and `admin_handler` one where it is not.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the finished collaborators of a whole process
         self,
         *,
         store: ResourceStore,
@@ -54,10 +55,12 @@ class BrokerNode:
         names: Names,
         clock: Clock,
         metrics: Metrics,
+        awaited: frozenset[str] = frozenset(),
         roles: frozenset[Role] = ROLES,
         rng: random.Random | None = None,
     ) -> None:
         self._logs = dict(logs)
+        self._classes = awaited.union(logs)
         self._builder = TableBuilder()
         self._pages = Pages(metrics=metrics, checks={HEALTH: self.problem})
         self._ingress: Ingress | None = None
@@ -76,7 +79,7 @@ class BrokerNode:
         self._follower = Follower(store, FOLLOWED, self._changed, metrics=metrics)
         self._following: asyncio.Task[None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
-        self._knows = False
+        self._table: Table | None = None
         self._draining = False
 
     @property
@@ -107,6 +110,16 @@ class BrokerNode:
             work = self._dispatching.keep_house(self.synced.is_set)
             self._housekeeping = asyncio.create_task(work, name="broker housekeeping")
 
+    def add(self, logs: Mapping[str, LedgerLog]) -> None:
+        """Serve Brokers of these classes from now on."""
+        if self._draining:
+            return
+        self._logs.update(logs)
+        if self._dispatching is not None:
+            self._dispatching.add(logs)
+        if self._table is not None:
+            self._swap(self._table)
+
     async def drain(self, timeout_s: float) -> None:
         """Stop delivering, let what is in flight finish within `timeout_s`, and make all progress durable."""
         self._draining = True
@@ -130,7 +143,7 @@ class BrokerNode:
             return "This process is stopping."
         if self._following is None or self._following.done():
             return "The Brokers are not followed."
-        return "" if self._knows else "The Brokers are not known yet."
+        return "The Brokers are not known yet." if self._table is None else ""
 
     def backlog(self, uid: str) -> int:
         """How many events wait for the Trigger of this uid in this process, at most."""
@@ -140,9 +153,11 @@ class BrokerNode:
         self._go_by(self._follower.list(BROKER), self._follower.list(TRIGGER))
 
     def _go_by(self, brokers: Iterable[Resource], triggers: Iterable[Resource]) -> None:
-        self._knows = True
-        served = (broker for broker in brokers if class_of(broker) in self._logs)
-        table = self._builder.build(served, triggers)
+        served = (broker for broker in brokers if class_of(broker) in self._classes)
+        self._swap(self._builder.build(served, triggers))
+
+    def _swap(self, table: Table) -> None:
+        self._table = table
         if self._dispatching is not None:  # first: a new Trigger hears what arrives from now on
             self._dispatching.swap(table)
         if self._ingress is not None:

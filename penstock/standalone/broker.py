@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 from broker.node import BrokerNode
-from broker.resources import BROKER, TRIGGER
+from broker.resources import BROKER, DEFAULT_CLASS, TRIGGER
 from broker.resources import KINDS as BROKER_KINDS
 from core.clock import SystemClock
 from core.control.rest import RestStore
 from core.control.sqlite import read_stored
-from core.errors import PenstockError
+from core.errors import PenstockError, Unavailable
 from core.net.client import Client
 from core.net.names import Names
 from core.net.server import HttpServer
 from core.resources import Resource
 from core.telemetry import Metrics
 from penstock.process import running
-from penstock.standalone.eventlog import make_logs
+from penstock.standalone.eventlog import classes, make_log
 from penstock.standalone.process import Ending, run_process
 from penstock.standalone.settings import Settings
 
@@ -28,33 +30,63 @@ __all__ = ["compose"]
 
 logger = logging.getLogger(__name__)
 
+#: Before the server of a log that is not the default one is tried again.
+OPEN_AGAIN_S: Final = 2.0
+
 
 @asynccontextmanager
 async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
     """The ingress, serving, and the dispatchers; on leaving, drained and closed in the reverse order of starting."""
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        logs = make_logs(settings)
-        for log in dict.fromkeys(logs.values()):
-            await log.open()
-            stack.push_async_callback(log.close)
-            await stack.enter_async_context(running(event_log=log.failed()))
+        served = classes(settings.broker_log)
+        by_default = served[DEFAULT_CLASS]
+        log = make_log(by_default, settings)
+        await log.open()
+        stack.push_async_callback(log.close)
+        await stack.enter_async_context(running(event_log=log.failed()))
         client = Client()
         stack.push_async_callback(client.close)
         node = BrokerNode(
             store=RestStore(client, settings.api.address, BROKER_KINDS),
-            logs=logs,
+            logs={name: log for name, kind in served.items() if kind == by_default},
             client=client,
             names=Names(gateway=settings.gateway.address, broker=settings.broker.address),
             clock=SystemClock(),
             metrics=metrics,
+            awaited=frozenset(served),
         )
+        others = {kind: _further_log(kind, settings, node) for kind in served.values() if kind != by_default}
+        await stack.enter_async_context(running(**others))
         await node.start(_last_known(Path(settings.data) / "store.db"))
         stack.push_async_callback(lambda: node.drain(ending.drain_s))
         server = HttpServer(node.handler)
         await server.start(settings.broker.socket())
         stack.push_async_callback(lambda: server.drain(ending.drain_s))
         yield
+
+
+async def _further_log(kind: str, settings: Settings, node: BrokerNode) -> None:
+    """Have the node serve one more log once it can be had, until cancelled: Brokers of the others must not wait for a
+    server that is none of theirs."""
+    names = [name for name, held in classes(settings.broker_log).items() if held == kind]
+    failures = 0
+    while True:
+        log = make_log(kind, settings)
+        try:
+            await log.open()
+            break
+        except Unavailable as error:
+            failures += 1
+            if failures == 1:
+                facts = {"classes": names, "error": str(error)}
+                logger.error("Brokers of these classes take no events now; trying again", extra={"facts": facts})
+            await asyncio.sleep(OPEN_AGAIN_S)
+    try:
+        node.add(dict.fromkeys(names, log))
+        await log.failed()
+    finally:
+        await log.close()
 
 
 def _last_known(store: Path) -> tuple[Resource, ...]:

@@ -18,7 +18,7 @@ from broker.resources import DEFAULT_CLASS, KAFKA_CLASS, REDIS_CLASS
 from core.errors import Unavailable
 from penstock.standalone.settings import BrokerLog, Settings
 
-__all__ = ["REMEDIES", "classes", "make_logs", "make_readers"]
+__all__ = ["REMEDIES", "classes", "make_log", "make_readers"]
 
 #: For each class that may be missing: how to have it.
 REMEDIES: Final = {
@@ -36,13 +36,6 @@ def classes(log: BrokerLog) -> dict[str, str]:
     if log.kafka_servers:
         served[KAFKA_CLASS] = "kafka"
     return served
-
-
-def make_logs(settings: Settings) -> dict[str, OwnLog]:
-    """The logs by class, to be opened. Raises Unavailable where what one needs is not installed."""
-    served = classes(settings.broker_log)
-    made = {kind: _make_log(kind, settings) for kind in dict.fromkeys(served.values())}
-    return {name: made[kind] for name, kind in served.items()}
 
 
 def make_readers(settings: Settings) -> dict[str, LogQuery]:
@@ -66,7 +59,8 @@ def log_name(data: Path, kind: str) -> str:
     return path.read_text().strip()
 
 
-def _make_log(kind: str, settings: Settings) -> OwnLog:
+def make_log(kind: str, settings: Settings) -> OwnLog:
+    """A log of this kind, to be opened. Raises Unavailable where what it needs is not installed."""
     # Imported where it is wanted: a server's client costs memory and start-up time.
     name = log_name(Path(settings.data), kind) if kind != "sqlite" else ""
     if kind == "redis":
@@ -88,12 +82,12 @@ def _make_reader(kind: str, settings: Settings) -> LogQuery:
     name = log_name(Path(settings.data), kind) if kind != "sqlite" else ""
     if kind == "redis":
         with _client_needed(kind):
-            from broker.log.redis.query import RedisReader  # noqa: PLC0415 - see `_make_log`
+            from broker.log.redis.query import RedisReader  # noqa: PLC0415 - see `make_log`
 
         return RedisReader(settings.broker_log.redis_url, name=name)
     if kind == "kafka":
         with _client_needed(kind):
-            from broker.log.kafka.query import KafkaReader  # noqa: PLC0415 - see `_make_log`
+            from broker.log.kafka.query import KafkaReader  # noqa: PLC0415 - see `make_log`
 
         copy = Path(settings.data) / "broker" / "kafka"
         return KafkaReader(settings.broker_log.kafka_servers, name=name, directory=copy)

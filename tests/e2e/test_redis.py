@@ -106,6 +106,28 @@ def test_one_platform_keeps_each_brokers_events_in_the_log_of_its_class_and_tell
         assert (data / "broker" / "redis-log-name").exists()
 
 
+@pytest.mark.service("redis", own=True)
+def test_a_further_log_that_is_away_keeps_only_its_own_brokers_waiting(tmp_path: Path):
+    server = RedisServer(tmp_path / "redis")
+    arguments = ("--redis-url", server.url)
+    with Platform.start(data=tmp_path / "data", root=tmp_path, arguments=arguments) as platform:
+        platform.penstock("apply", "-f", "-", text=f"{PLAIN}---{CLASSED}")
+        for name in ("plain", "classed"):
+            wait_until(lambda name=name: platform.is_ready("broker", name), what=f"{name} is ready")
+        platform.penstock("send", "--broker", "plain", "--type", "hello")
+        refused = platform.penstock("send", "--broker", "classed", "--type", "hello", check=False)
+        assert "class, Redis, cannot be had now" in refused.stderr
+        server.start()
+        try:
+
+            def sent() -> bool:
+                return platform.penstock("send", "--broker", "classed", "--type", "hello", check=False).returncode == 0
+
+            wait_until(sent, what="the Broker takes events once its Redis is there")
+        finally:
+            server.kill()
+
+
 def test_a_platform_without_its_redis_says_what_to_do(tmp_path: Path):
     with pytest.raises(RuntimeError, match=r"cannot be used: .*apt-get install redis-server.*--redis-url"):
         with_redis(tmp_path, "redis://127.0.0.1:1/0")

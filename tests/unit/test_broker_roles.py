@@ -158,6 +158,41 @@ def test_the_triggers_of_a_broker_that_is_made_anew_in_another_class_go_over_to_
     run_virtual(main())
 
 
+def test_a_log_that_comes_later_serves_its_brokers_from_then_on_and_the_others_do_not_wait_for_it():
+    async def main() -> None:
+        world, log, later = World(), MemoryLog(), MemoryLog()
+        await world.broker("plain")
+        await world.broker("other", REDIS_CLASS)
+        await world.trigger("t1", "plain")
+        await world.trigger("t2", "other")
+        node = BrokerNode(
+            store=world.store,
+            logs={DEFAULT_CLASS: log},
+            client=world.subscribers,
+            names=Names(),
+            clock=world.clock,
+            metrics=Metrics(),
+            awaited=frozenset({REDIS_CLASS}),
+        )
+        await node.start()
+        await node.synced.wait()
+        await asyncio.sleep(2)
+        assert (await send(node, "e1", "plain")).status == 202
+        refused = await send(node, "e2", "other")
+        assert (refused.status, refused.header(b"retry-after")) == (503, b"1")
+        assert b"Redis" in refused.body
+        node.add({REDIS_CLASS: later})
+        assert (await send(node, "e3", "other")).status == 202
+        await asyncio.sleep(1)
+        assert world.subscribers.ids(HERE) == ["e1", "e3"]
+        assert b"penstock_broker_triggers 2" in page(node, "/metrics")[1]
+        await node.drain(1)
+        node.add({"Kafka": MemoryLog()})
+        await world.end()
+
+    run_virtual(main())
+
+
 def test_a_part_of_a_table_is_what_one_log_has_to_do_with():
     redis = broker("other").with_meta(annotations={CLASS_ANNOTATION: REDIS_CLASS})
     triggers = [trigger("mine"), trigger("theirs", broker="other"), trigger("waiting", broker="none")]
