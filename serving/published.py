@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -21,7 +22,7 @@ from serving.gateways import Absences, Gateway, Holding, gateways, holding, note
 from serving.instances.port import Instance
 from serving.resources import DEFAULT_TIMEOUT_S, LABEL_CONFIGURATION, LABEL_REVISION, LABEL_SERVICE
 from serving.routing import Return
-from serving.sharing import Sharing, share
+from serving.sharing import MOVE_EVERY_S, Sharing, share
 
 __all__ = ["GatewayList", "Published", "Situation", "is_published"]
 
@@ -65,6 +66,8 @@ class Published:
         self._slices = slices
         self._gateways = shared_by
         self._released: set[str] = set()
+        #: When an instance was last asked back.
+        self._moved_at = -math.inf
 
     def returned(self, gateway: str, told: Return) -> bool:
         """`gateway` says that it has given an instance back; whether that is news."""
@@ -125,8 +128,11 @@ class Published:
                 lost=lost,
                 released=self._released,
                 limit=limit,
+                settled=now - self._moved_at >= MOVE_EVERY_S,
             )
         )
+        if any(whose.before and holdings[name].owner for name, whose in said.items()):
+            self._moved_at = now
         return said, again_s
 
     def _holding(self, name: str) -> Holding:

@@ -21,11 +21,14 @@ import msgspec
 
 from serving.gateways import Gateway, Holding, Standing
 
-__all__ = ["Sharing", "share"]
+__all__ = ["MOVE_EVERY_S", "Sharing", "share"]
 
 #: How much more there must be to do for an instance elsewhere before it is moved: below that, moving costs more than it
 #: brings, and two gateways with about as much to do would take turns.
 MOVE_FACTOR: Final = 1.5
+
+#: Between two moves for the same revision: demand is told each second, and goes up and down from one to the next.
+MOVE_EVERY_S: Final = 5.0
 
 #: One more than this part of all instances is moved at a time; the next look sees what that brought.
 MOVED_PART: Final = 8
@@ -36,7 +39,7 @@ class Sharing(msgspec.Struct, frozen=True, kw_only=True):
 
     `holdings` tells of each ready instance; `need` how many requests clients brought to each gateway and are not done;
     `lost` the gateways, and `released` the instances, with nothing under way; `limit` the requests that an instance
-    takes at a time (at least 1).
+    takes at a time (at least 1). `settled` says that nothing was moved for `MOVE_EVERY_S`.
     """
 
     holdings: Mapping[str, Holding]
@@ -45,6 +48,7 @@ class Sharing(msgspec.Struct, frozen=True, kw_only=True):
     lost: AbstractSet[str]
     released: AbstractSet[str]
     limit: int
+    settled: bool = True
 
 
 def share(now: Sharing) -> dict[str, Holding]:
@@ -57,7 +61,7 @@ def share(now: Sharing) -> dict[str, Holding]:
             taker = max(takers, key=lambda id_: (now.need.get(id_, 0.0) / (counts[id_] + 1), -counts[id_]))
             said[name] = Holding(owner=taker)
             counts[taker] += 1
-    if not any(whose.before for whose in said.values()):
+    if now.settled and not any(whose.before for whose in said.values()):
         _move(now, said, counts, takers)
     return said
 

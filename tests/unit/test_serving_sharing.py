@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from core.net.types import RequestHead
 from core.resources import ObjectMeta, Resource
@@ -72,6 +73,10 @@ CASES = {
     "and not while one is asked back already": (
         sharing({"1": A, "2": BACK_A, "3": A, "4": B}, standings=TWO, need={"b": 9.0}),
         {"1": A, "2": BACK_A, "3": A, "4": B},
+    ),
+    "and not so soon after the last move": (
+        replace(sharing({"1": A, "2": A, "3": B}, standings=TWO, need={"b": 9.0}), settled=False),
+        {"1": A, "2": A, "3": B},
     ),
     "one that is asked back waits until it is given back": (
         sharing({"1": BACK_A, "2": B}, standings=TWO),
