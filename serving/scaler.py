@@ -117,6 +117,8 @@ class Scaler:
         if instance.phase == "gone":
             self.instances.pop(instance.name, None)
             self.retiring.discard(instance.name)
+            if instance.reason and not self.ready:
+                self._failure = Failure(instance.reason, instance.message)
             return
         self.instances[instance.name] = instance
         if instance.phase == "ready":

@@ -93,6 +93,11 @@ class MemoryInstances:
         self._move(name, "waiting", reason=f"ExitCode{exit_code}", message=message)
         self._after(self._restart_s, name, "starting")
 
+    def lose(self, name: str, *, reason: str, message: str) -> None:
+        """The place where it runs gives it up."""
+        self._cancel(name)
+        self._move(name, "gone", reason=reason, message=message)
+
     async def write(self, name: str, text: str) -> None:
         """The instance writes a line."""
         instance = self._instances[name]

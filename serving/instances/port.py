@@ -99,8 +99,9 @@ class InstanceSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
-    """One instance as it is now. `address` is known from "ready" on. `reason` and `message` say why it waits: a
-    CamelCase word and a sentence, with the last lines of the log where the process ended by itself."""
+    """One instance as it is now. `address` is known from "ready" on. `reason` and `message` say why it waits, or why it
+    is gone where nobody asked for that: a CamelCase word and a sentence, with the last lines of the log where the
+    process ended by itself."""
 
     name: str
     namespace: str

@@ -84,7 +84,7 @@ class PodWorld:
 
     async def evict(self, name: str) -> None:
         """The node is short of memory: the pod fails, and stays as a record of it."""
-        await self.change(name, {"phase": "Failed", "reason": "Evicted", "conditions": []})
+        await self.change(name, {"phase": "Failed", "reason": "Evicted", "message": "low on memory", "conditions": []})
 
     async def crash(self, name: str) -> None:
         """Its container ends by itself, and is started again."""

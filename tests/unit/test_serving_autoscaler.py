@@ -317,6 +317,23 @@ def test_a_rollout_that_crashes_leaves_the_old_revision_serving_and_says_why():
     run_virtual(main())
 
 
+def test_why_instances_are_lost_before_they_serve_is_told_and_others_are_made():
+    async def main():
+        async with platform(instances=MemoryInstances(start_s=5.0)) as it:
+            await it.apply()
+            await asyncio.sleep(1)
+            (lost,) = it.running()
+            it.instances.lose(lost.name, reason="UnexpectedAdmissionError", message="no GPU is left")
+            await asyncio.sleep(0.1)
+            told = await it.condition(REVISION, "hello-00001", "ContainerHealthy")
+            assert told == ("False", "UnexpectedAdmissionError")
+            await asyncio.sleep(10)
+            assert [one.name == lost.name for one in it.running()] == [False]
+            assert await it.condition(SERVICE, "hello") == ("True", "")
+
+    run_virtual(main())
+
+
 def test_an_image_that_means_nothing_here_is_told_with_what_to_do():
     async def main():
         async with platform() as it:

@@ -327,6 +327,7 @@ def test_an_evicted_pod_is_gone_and_another_comes():
             (name,) = await it.scaled(1)
             await it.world.evict(name)
             await it.watched.until(lambda: it.watched.latest(name).phase == "gone")
+            assert (it.watched.latest(name).reason, it.watched.latest(name).message) == ("Evicted", "low on memory")
             await it.watched.until(lambda: len(it.watched.present) == 1)
             await it.watched.ready(*it.watched.present)
             assert (await it.deployment()).spec["replicas"] == 1

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from core.resources import Resource
 from core.resources.builtin import POD
 from serving.instances.kubernetes.deployment import leaving, overdue
-from serving.instances.kubernetes.status import instance_of, steps
+from serving.instances.kubernetes.status import instance_of, steps, why_ended
 from serving.instances.port import Instance
 
 __all__ = ["Known"]
@@ -86,7 +86,9 @@ class Known:
                     self.told[name] = step
                     found.append(step)
             elif name in self.told:
-                found.append(replace(self.told.pop(name), phase="gone", address=None))
+                reason, message = why_ended(pod) if pod is not None else ("", "")
+                gone = replace(self.told.pop(name), phase="gone", address=None, reason=reason, message=message)
+                found.append(gone)
         self._changed.clear()
         return found
 

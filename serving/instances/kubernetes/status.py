@@ -15,7 +15,7 @@ from core.resources import Resource
 from serving.instances.kubernetes.template import DEFAULT_PORT, REVISION_LABEL
 from serving.instances.port import FOLLOWS, Instance, Phase
 
-__all__ = ["instance_of", "serving_container_name", "steps"]
+__all__ = ["instance_of", "serving_container_name", "steps", "why_ended"]
 
 #: What a container waits for in good order; anything else is a reason to tell.
 _IN_ORDER: Final = frozenset({"", "ContainerCreating", "PodInitializing"})
@@ -45,6 +45,12 @@ def instance_of(pod: Resource, *, is_leaving: bool) -> Instance | None:
         reason=reason,
         message=message,
     )
+
+
+def why_ended(pod: Resource) -> tuple[str, str]:
+    """(reason, message) of a pod that has ended as a whole: its node refused it, or evicted it."""
+    reason = str(pod.status.get("reason") or "")
+    return reason, str(pod.status.get("message") or "It ended, and its node does not say why.") if reason else ""
 
 
 def steps(before: Instance | None, now: Instance) -> Iterator[Instance]:
