@@ -15,16 +15,21 @@ __all__ = ["ClusterAccess", "existing", "kubeconfig"]
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterAccess:
-    """An administrator's way into a cluster: the API server's URL, and its authority's certificate (PEM)."""
+    """An administrator's way into a cluster: the API server's URL, its authority's certificate (PEM), and the folder
+    of the programs of the cluster's own release, None where the machine's have to do."""
 
     kubeconfig: Path
     server: str
     ca: bytes
+    programs: Path | None = None
 
     @property
     def environment(self) -> dict[str, str]:
         """For kubectl and helm."""
-        return os.environ | {"KUBECONFIG": str(self.kubeconfig)}
+        path = os.environ.get("PATH", os.defpath)
+        if self.programs is not None:
+            path = f"{self.programs}{os.pathsep}{path}"
+        return os.environ | {"KUBECONFIG": str(self.kubeconfig), "PATH": path}
 
 
 def kubeconfig(path: Path, *, server: str, ca: Path, certificate: Path, key: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Builds kube-apiserver, kube-controller-manager and helm from their Go modules, once a machine.
+"""Builds kube-apiserver, kube-controller-manager, kubectl and helm from their Go modules, once a machine.
 
 ``python -m tests.support.controlplane.build`` prints the folder that has them. What is built is pinned by go.mod and
 go.sum in tests/controlplane; the folder's name is a hash of those, the compiler and its flags, so that a change builds
@@ -27,6 +27,7 @@ MODULE: Final = Path(__file__).resolve().parents[2] / "controlplane"
 PROGRAMS: Final = {
     "kube-apiserver": "k8s.io/kubernetes/cmd/kube-apiserver",
     "kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
+    "kubectl": "k8s.io/kubernetes/cmd/kubectl",
     "helm": "helm.sh/helm/v3/cmd/helm",
 }
 #: A line of progress this often: a silent build of minutes looks like a hang.

@@ -155,6 +155,7 @@ class ControlPlane:
             kubeconfig=self._kubeconfig("admin", self._admin),
             server=self.url,
             ca=self.authority.certificate.read_bytes(),
+            programs=self._bin,
         )
         self.etcd = self._etcd_server()
         self.apiserver = self._api_server()
