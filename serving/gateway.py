@@ -17,10 +17,11 @@ from core.errors import NotFound
 from core.net.body import IGNORE
 from core.net.types import Address, BodySink, Exchange, RequestHead
 from core.telemetry import Metrics
+from serving.answer import refuse
 from serving.demand import DemandReporter
 from serving.forwarding import Forwarded, continued
 from serving.handover import MISDIRECTED, NOT_THE_OWNER, revision_of, taken_head
-from serving.lane import Forward, Hop, Lane, Send, refuse
+from serving.lane import Forward, Hop, Lane, Send
 from serving.routing import Endpoint, Return, RevisionKey, RevisionLimits, RouteTarget, RoutingTable, Snapshot
 
 __all__ = ["Gateway"]

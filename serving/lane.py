@@ -8,8 +8,8 @@ A request's life::
           |        +-+-----+                    |   attempt failed, safe to repeat, no other slot free
           +--------+-+--------------------------+   refused: the queue is full; timed out; client gone
 
-`Forward` is the side that faces the client (core.net's BodySink), `Answer` the side that faces one attempt at an
-instance (its ResponseListener). All that moves a request through its life is in this file.
+`Forward` is the side that faces the client (core.net's BodySink), `serving.answer` the side that faces one attempt at
+an instance (its ResponseListener). All that moves a request through its life is in this file.
 
 Where this gateway has no instance of a revision and another one has, the request is handed over: SENT to that gateway,
 with an expectation (RFC 9110, 10.1.1). The other holds it in its own queue, and says 100 Continue when it begins; until
@@ -26,17 +26,15 @@ from typing import Final, Protocol
 from core.errors import Overloaded
 from core.net.types import Address, Exchange, Headers, NetError, RequestHead, ResponseListener, UpstreamRequest
 from core.telemetry import Metrics
+from serving.answer import Answer, PeerAnswer, refuse
 from serving.demand import DemandMeter
-from serving.forwarding import Forwarded, Retry, after_failure, answer_headers
-from serving.handover import EXPECT, MISDIRECTED, NOT_THE_OWNER, NotTheOwner, handed_headers, is_given_back
+from serving.forwarding import Forwarded, Retry, after_failure
+from serving.handover import EXPECT, MISDIRECTED, NOT_THE_OWNER, NotTheOwner, handed_headers
 from serving.lane_metrics import LaneMetrics
 from serving.routing import Endpoint, RevisionKey, RevisionLimits
 from serving.throttler import Instance, Throttler, Waiter
 
-__all__ = ["Answer", "Forward", "Lane", "Road", "Send", "refuse"]
-
-#: An answer of known length up to this is put together and written to the client at once.
-MAX_WHOLE_ANSWER_BYTES: Final = 64 * 1024
+__all__ = ["Forward", "Hop", "Lane", "Road", "Send"]
 
 #: The part of a request's body that is kept so that it can be sent again: what core.net's client takes (256 KiB, and
 #: one read) before a connection is there, so that only what was really sent is let go.
@@ -44,8 +42,6 @@ MAX_KEPT_BYTES: Final = 512 * 1024
 
 #: A held request's body up to this is taken in: most events are smaller, and 10,000 of them fit into 160 MiB.
 MAX_HELD_BODY_BYTES: Final = 16 * 1024
-
-_TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 
 
 class Send(Protocol):
@@ -482,6 +478,18 @@ class Forward(Waiter):
 
     # --- from the answer ---
 
+    def answering(self) -> None:
+        """The head of the answer is there: nothing is repeated any more."""
+        self.stage = _ANSWERING
+        self.kept = None
+
+    def given_back(self) -> None:
+        """The gateway that this was handed to has no instance any more."""
+        upstream = self.offered or self.upstream
+        self.failed(NotTheOwner())
+        if upstream is not None:
+            upstream.cancel()
+
     def answered(self, status: int) -> None:
         """The whole answer went to the client."""
         lane, instance = self.lane, self.instance
@@ -586,95 +594,3 @@ class Forward(Waiter):
             lane.throttler.cancel(self)
         elif instance is not None:
             lane.start(lane.throttler.retreat(instance))
-
-
-class Answer:
-    """One attempt's answer on its way to the client (core.net's WholeResponseListener)."""
-
-    __slots__ = ("_content", "_exchange", "_forward", "_headers", "_length", "_status", "started")
-
-    def __init__(self, forward: Forward) -> None:
-        self._forward = forward
-        self._exchange = forward.exchange
-        self._status = 0
-        self._headers: Headers = []
-        self._length = 0
-        self._content = b""
-        #: The client has been sent the head.
-        self.started = False
-
-    def whole(self, status: int, headers: Headers, body: bytes) -> None:
-        self._exchange.respond(status, answer_headers(headers), body)
-        self._forward.answered(status)
-
-    def head(self, status: int, headers: Headers, content_length: int | None) -> None:
-        forward = self._forward
-        forward.stage = _ANSWERING
-        forward.kept = None
-        self._status = status
-        headers = answer_headers(headers)
-        if content_length is None or content_length > MAX_WHOLE_ANSWER_BYTES or forward.head.method == b"HEAD":
-            self.started = True
-            self._exchange.start(status, headers, content_length)
-        else:
-            # Many servers write head and body apart; a short answer still goes out in one piece.
-            self._headers = headers
-            self._length = content_length
-
-    def body(self, chunk: bytes) -> None:
-        if not self.started:
-            if len(chunk) == self._length:
-                self._content = chunk
-                return
-            self.started = True
-            self._exchange.start(self._status, self._headers, self._length)
-        self._exchange.write(chunk)
-
-    def end(self) -> None:
-        if self.started:
-            self._exchange.end()
-        else:
-            self._exchange.respond(self._status, self._headers, self._content)
-        self._forward.answered(self._status)
-
-    def failed(self, error: NetError) -> None:
-        self._forward.failed(error)
-
-    def writable(self, ready: bool) -> None:
-        if ready:
-            self._forward.resume()
-        else:
-            self._forward.pause()
-
-
-class PeerAnswer(Answer):
-    """The answer of another gateway, or through it (core.net's ProceedListener as well)."""
-
-    __slots__ = ()
-
-    def proceed(self) -> None:
-        self._forward.accepted()
-
-    def whole(self, status: int, headers: Headers, body: bytes) -> None:
-        if is_given_back(status, headers):
-            self._forward.failed(NotTheOwner())
-        else:
-            super().whole(status, headers, body)
-
-    def head(self, status: int, headers: Headers, content_length: int | None) -> None:
-        forward = self._forward
-        if is_given_back(status, headers):
-            upstream = forward.offered or forward.upstream
-            forward.failed(NotTheOwner())
-            if upstream is not None:
-                upstream.cancel()
-        else:
-            super().head(status, headers, content_length)
-
-
-def refuse(exchange: Exchange, status: int, reason: str, text: str, *, retry_after_s: float | None = None) -> None:
-    """Answer in the gateway's own name: one sentence, and the reason as a word in ``penstock-reason``."""
-    headers: Headers = [_TEXT, (b"penstock-reason", reason.encode())]
-    if retry_after_s is not None:
-        headers.append((b"retry-after", b"%d" % max(1, round(retry_after_s))))
-    exchange.respond(status, headers, text.encode() + b"\n")

@@ -20,9 +20,9 @@ from core.net.types import (
     ResponseListener,
 )
 from core.telemetry import Metrics
+from serving.answer import Answer
 from serving.demand import DemandReporter
 from serving.gateway import Gateway
-from serving.lane import Answer
 from serving.routing import Endpoint, Return, RevisionKey, RevisionLimits, RouteTarget, RoutingTable, Snapshot
 from tests.support.virtual_time import run_virtual
 

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from core.net.types import ConnectFailed, ConnectionLost, NetError, RequestHead
+from serving.answer import PeerAnswer
 from serving.handover import handed_headers, revision_of
-from serving.lane import PeerAnswer
 from serving.routing import Endpoint, RevisionLimits
 from tests.support.gateway_world import APP, HOST, Attempt, Outside, World, virtually
 
