@@ -35,7 +35,15 @@ LONG_REQUEST_S = PRE_STOP_S + 2
 LONG = f"""
     if event.get_type() == "long":
         time.sleep({LONG_REQUEST_S})
+    if event.get_type() == "unready":
+        open("/tmp/unready", "w").close()
 """
+#: Not ready any more once it was sent an "unready".
+PROBE = {
+    "exec": {"command": ["bash", "-c", "test ! -e /tmp/unready && : < /dev/tcp/127.0.0.1/8080"]},
+    "periodSeconds": 1,
+    "failureThreshold": 1,
+}
 
 
 class Control:
@@ -196,6 +204,28 @@ async def test_a_stop_that_a_crash_broke_off_is_ended_by_the_next_process(
     await watched.until(lambda: watched.present == [names[1]])
     assert watched.latest(names[1]).phase == "ready"
     await pods.successor.end()
+
+
+async def test_where_the_cluster_takes_another_pod_the_chosen_one_goes_all_the_same(
+    cluster: Cluster, pods: ClusterHarness
+) -> None:
+    names = await pods.watched.begun(pods.spec(readinessProbe=PROBE), 3)
+    await pods.watched.ready(*names)
+    chosen, unlucky, other = names
+    cluster.plane.manager.pause()
+    try:
+        stopping = asyncio.create_task(pods.instances.stop(pods.namespace, chosen))
+        await pods.watched.until(lambda: pods.watched.latest(chosen).phase == "draining")
+        await pods.send(unlucky, "unready", "x")
+        await pods.watched.until(lambda: pods.watched.latest(unlucky).phase != "ready")
+    finally:
+        cluster.plane.manager.resume()
+    await stopping
+    await pods.watched.until(lambda: len(pods.watched.present) == 2)
+    await pods.watched.ready(*pods.watched.present)
+    assert other in pods.watched.present
+    assert pods.watched.latest(unlucky).phase == "gone"
+    assert (await pods.deployment()).spec["replicas"] == 2
 
 
 async def test_a_pod_that_somebody_deletes_drains_and_another_comes(cluster: Cluster, pods: ClusterHarness) -> None:
