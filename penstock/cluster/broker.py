@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from broker.log.port import OwnLog
 from broker.node import BrokerNode, Role
+from broker.resources import DEFAULT_CLASS
 from broker.resources import KINDS as BROKER_KINDS
 from core.clock import SystemClock
 from core.net.client import Client
 from core.net.names import Names
-from penstock.cluster.eventlog import open_logs
+from penstock.cluster.eventlog import classes, make_log
 from penstock.cluster.peers import PEER_KINDS, Peers
 from penstock.cluster.process import Frame
+from penstock.logs import further_logs
 from penstock.process import running
 
 __all__ = ["compose_dispatcher", "compose_ingress"]
@@ -37,17 +40,30 @@ async def compose_dispatcher(frame: Frame) -> Callable[[], str]:
 
 
 async def _node(frame: Frame, client: Client, role: Role) -> BrokerNode:
-    logs = await open_logs(frame)
+    settings = frame.settings
+    kinds = classes(settings.event_log)
+    by_default = kinds[DEFAULT_CLASS]
+
+    async def opened() -> OwnLog:
+        log = make_log(by_default, settings)
+        await log.open()
+        return log
+
+    log = await frame.once(f"the event log on {by_default}", opened)
+    frame.stack.push_async_callback(log.close)
     node = BrokerNode(
         store=await frame.store(BROKER_KINDS),
-        logs=logs,
+        logs={name: log for name, kind in kinds.items() if kind == by_default},
         client=client,
         # Names are resolved where connections are opened, because what they stand for changes.
         names=Names(),
         clock=SystemClock(),
         metrics=frame.metrics,
+        awaited=frozenset(kinds),
         roles=frozenset({role}),
     )
+    others = further_logs(node, kinds, lambda kind: make_log(kind, settings))
+    await frame.stack.enter_async_context(running(event_log=log.failed(), **others))
     await node.start()
     frame.stack.push_async_callback(lambda: node.drain(frame.ending.drain_s))
     return node

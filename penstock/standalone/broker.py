@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Final
 
 from broker.node import BrokerNode
 from broker.resources import BROKER, DEFAULT_CLASS, TRIGGER
@@ -15,12 +13,13 @@ from broker.resources import KINDS as BROKER_KINDS
 from core.clock import SystemClock
 from core.control.rest import RestStore
 from core.control.sqlite import read_stored
-from core.errors import PenstockError, Unavailable
+from core.errors import PenstockError
 from core.net.client import Client
 from core.net.names import Names
 from core.net.server import HttpServer
 from core.resources import Resource
 from core.telemetry import Metrics
+from penstock.logs import further_logs
 from penstock.process import running
 from penstock.standalone.eventlog import classes, make_log
 from penstock.standalone.process import Ending, run_process
@@ -29,9 +28,6 @@ from penstock.standalone.settings import Settings
 __all__ = ["compose"]
 
 logger = logging.getLogger(__name__)
-
-#: Before the server of a log that is not the default one is tried again.
-OPEN_AGAIN_S: Final = 2.0
 
 
 @asynccontextmanager
@@ -56,7 +52,7 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
             metrics=metrics,
             awaited=frozenset(served),
         )
-        others = {kind: _further_log(kind, settings, node) for kind in served.values() if kind != by_default}
+        others = further_logs(node, served, lambda kind: make_log(kind, settings))
         await stack.enter_async_context(running(**others))
         await node.start(_last_known(Path(settings.data) / "store.db"))
         stack.push_async_callback(lambda: node.drain(ending.drain_s))
@@ -64,29 +60,6 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
         await server.start(settings.broker.socket())
         stack.push_async_callback(lambda: server.drain(ending.drain_s))
         yield
-
-
-async def _further_log(kind: str, settings: Settings, node: BrokerNode) -> None:
-    """Have the node serve one more log once it can be had, until cancelled: Brokers of the others must not wait for a
-    server that is none of theirs."""
-    names = [name for name, held in classes(settings.broker_log).items() if held == kind]
-    failures = 0
-    while True:
-        log = make_log(kind, settings)
-        try:
-            await log.open()
-            break
-        except Unavailable as error:
-            failures += 1
-            if failures == 1:
-                facts = {"classes": names, "error": str(error)}
-                logger.error("Brokers of these classes take no events now; trying again", extra={"facts": facts})
-            await asyncio.sleep(OPEN_AGAIN_S)
-    try:
-        node.add(dict.fromkeys(names, log))
-        await log.failed()
-    finally:
-        await log.close()
 
 
 def _last_known(store: Path) -> tuple[Resource, ...]:

@@ -8,14 +8,13 @@ import contextlib
 import os
 import socket
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from broker.log.port import OwnLog
 from broker.log.query import LogQuery, LogReader
-from broker.resources import DEFAULT_CLASS, KAFKA_CLASS, REDIS_CLASS
-from core.errors import Unavailable
+from broker.resources import KAFKA_CLASS, REDIS_CLASS
+from penstock.logs import by_class, make_shared_log, make_shared_reader, served
 from penstock.standalone.settings import BrokerLog, Settings
 
 __all__ = ["REMEDIES", "classes", "make_log", "make_readers"]
@@ -30,19 +29,12 @@ REMEDIES: Final = {
 def classes(log: BrokerLog) -> dict[str, str]:
     """What keeps the events of the Brokers of each class that this platform serves: `BrokerLog.kind`, or one of the
     servers that the settings name."""
-    served = {DEFAULT_CLASS: log.kind}
-    if log.redis_url:
-        served[REDIS_CLASS] = "redis"
-    if log.kafka_servers:
-        served[KAFKA_CLASS] = "kafka"
-    return served
+    return served(log.kind, redis_url=log.redis_url, kafka_servers=log.kafka_servers)
 
 
 def make_readers(settings: Settings) -> dict[str, LogQuery]:
     """What reads the logs for people, by class."""
-    served = classes(settings.broker_log)
-    made = {kind: _make_reader(kind, settings) for kind in dict.fromkeys(served.values())}
-    return {name: made[kind] for name, kind in served.items()}
+    return by_class(classes(settings.broker_log), lambda kind: _make_reader(kind, settings))
 
 
 def log_name(data: Path, kind: str) -> str:
@@ -61,37 +53,24 @@ def log_name(data: Path, kind: str) -> str:
 
 def make_log(kind: str, settings: Settings) -> OwnLog:
     """A log of this kind, to be opened. Raises Unavailable where what it needs is not installed."""
-    # Imported where it is wanted: a server's client costs memory and start-up time.
-    name = log_name(Path(settings.data), kind) if kind != "sqlite" else ""
-    if kind == "redis":
-        with _client_needed(kind):
-            from broker.log.redis.log import RedisLog  # noqa: PLC0415 - see above
+    if kind == "sqlite":
+        from broker.log.sqlite import SqliteLog  # noqa: PLC0415 - another log's process does without
 
-        return RedisLog(settings.broker_log.redis_url, owner=_owner(settings), name=name)
-    if kind == "kafka":
-        with _client_needed(kind):
-            from broker.log.kafka.log import KafkaLog  # noqa: PLC0415 - see above
-
-        return KafkaLog(settings.broker_log.kafka_servers, owner=_owner(settings), name=name)
-    from broker.log.sqlite import SqliteLog  # noqa: PLC0415 - see above
-
-    return SqliteLog(_file(settings))
+        return SqliteLog(_file(settings))
+    name = log_name(Path(settings.data), kind)
+    return make_shared_log(kind, _address(kind, settings), owner=_owner(settings), name=name)
 
 
 def _make_reader(kind: str, settings: Settings) -> LogQuery:
-    name = log_name(Path(settings.data), kind) if kind != "sqlite" else ""
-    if kind == "redis":
-        with _client_needed(kind):
-            from broker.log.redis.query import RedisReader  # noqa: PLC0415 - see `make_log`
+    if kind == "sqlite":
+        return LogReader(_file(settings))
+    data = Path(settings.data)
+    copies = data / "broker" / kind
+    return make_shared_reader(kind, _address(kind, settings), name=log_name(data, kind), copies=copies)
 
-        return RedisReader(settings.broker_log.redis_url, name=name)
-    if kind == "kafka":
-        with _client_needed(kind):
-            from broker.log.kafka.query import KafkaReader  # noqa: PLC0415 - see `make_log`
 
-        copy = Path(settings.data) / "broker" / "kafka"
-        return KafkaReader(settings.broker_log.kafka_servers, name=name, directory=copy)
-    return LogReader(_file(settings))
+def _address(kind: str, settings: Settings) -> str:
+    return settings.broker_log.kafka_servers if kind == "kafka" else settings.broker_log.redis_url
 
 
 def _owner(settings: Settings) -> str:
@@ -102,14 +81,3 @@ def _owner(settings: Settings) -> str:
 
 def _file(settings: Settings) -> Path:
     return Path(settings.data) / "broker" / "log.db"
-
-
-@contextlib.contextmanager
-def _client_needed(kind: str) -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise Unavailable(
-            f"The event log on {kind.capitalize()} needs the Python package {error.name}. "
-            f"Install it: pip install 'penstock[{kind}]'."
-        ) from error
