@@ -175,6 +175,13 @@ def test_probes_get_the_containers_port_and_a_period(given, made):
     assert container["readinessProbe"] == made
 
 
+def test_only_readiness_is_asked_for_quickly():
+    probes = {word: {"httpGet": {"path": "/"}, "periodSeconds": 0} for word in ("livenessProbe", "startupProbe")}
+    (container,) = pod_of(revision(containers=[{**CONTAINER, **probes}]))["containers"]
+    for word in probes:
+        assert container[word] == {"httpGet": {"path": "/", "port": 8080}}
+
+
 # What is told of a pod
 
 READY = {"type": "Ready", "status": "True"}

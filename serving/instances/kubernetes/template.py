@@ -104,14 +104,16 @@ def _container(written: Mapping[str, Any], spec: InstanceSpec, *, serves: bool) 
     container["env"] = [*(written.get("env") or ()), *added]
     for word in ("readinessProbe", "livenessProbe", "startupProbe"):
         if written.get(word):
-            container[word] = _probe(written[word], port)
+            container[word] = _probe(written[word], port, quick=word == "readinessProbe")
     return container
 
 
-def _probe(written: Mapping[str, Any], port: int) -> dict[str, Any]:
-    """The probe with Knative's zeros filled in: the container's own port, and quick probing."""
+def _probe(written: Mapping[str, Any], port: int, *, quick: bool) -> dict[str, Any]:
+    """The probe on the container's own port, and without Knative's zeros: they are Kubernetes' defaults, but for the
+    period of a `quick` one."""
     probe = {name: value for name, value in written.items() if value != 0}
-    probe.setdefault("periodSeconds", QUICK_PERIOD_S)
+    if quick:
+        probe.setdefault("periodSeconds", QUICK_PERIOD_S)
     for word in ("httpGet", "tcpSocket", "grpc"):
         if word in probe:
             probe[word] = {**probe[word], "port": probe[word].get("port") or port}
