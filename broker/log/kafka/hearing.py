@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -51,7 +52,8 @@ class Hearing:
     def __init__(self, servers: str, asks: Connection, topic: str, retention: Retention) -> None:
         """Raises ValueError where the servers cannot be read."""
         self.lock = asyncio.Lock()
-        self.listeners: list[Callable[[Record], None]] = []
+        self._listeners: list[Callable[[Record], None]] = []
+        self._listened = asyncio.Event()
         #: The newest position heard.
         self.last = 0
         #: How many bytes more the log may take.
@@ -91,6 +93,11 @@ class Hearing:
                 await asyncio.sleep(retry_s)
                 retry_s = min(retry_s * 2, RETRY_CAP_S)
 
+    def tell(self, listener: Callable[[Record], None]) -> None:
+        """Tell it of every event from now on."""
+        self._listeners.append(listener)
+        self._listened.set()
+
     async def tell_own(self, events: Iterable[tuple[Entry, Appended]], first: int) -> None:
         """Tell of this process's own events, which got positions from `first` on. The caller holds `lock`. Raises
         Corrupt where these have been given before."""
@@ -121,10 +128,13 @@ class Hearing:
         self.last = record.seq
         self.sizes.add(record.seq, size)
         self.room -= size
-        announce(record, self.listeners)
+        announce(record, self._listeners)
 
     async def _hear_new(self) -> None:
         """Wait for what is new and tell it."""
+        if not self._listeners:
+            await self._skip()
+            return
         asked = {self._topic: self.last}
         try:
             fetched = (await self._waits.fetch(asked, max_bytes=reading.FETCH_BYTES, wait_s=BLOCK_S))[self._topic]
@@ -134,19 +144,29 @@ class Hearing:
         async with self.lock:
             new = list(stored_in(fetched.data, self.last))
             through = new[-1].offset + 1 if new else 0
-            if self.listeners:
-                for record in reading.heard_in(new):
-                    self._hear(record)
+            for record in reading.heard_in(new):
+                self._hear(record)
             self.last = max(self.last, through)
         if fetched.data and not new:
             await asyncio.sleep(PACE_S)
 
     async def _hear_through(self, newest: int) -> None:
         """Read and tell all events up to a position."""
-        if self.listeners:  # a process that only appends reads nothing
+        if self._listeners:
             async for record in reading.records_between(self._asks, self._topic, self.last, newest):
                 self._hear(record)
         self.last = max(newest, self.last)
+
+    async def _skip(self) -> None:
+        """A process that only appends reads nothing: it is enough to know now and then how far the log is."""
+        async with self.lock:
+            end = await patiently(lambda: self._asks.offset(self._topic, LATEST))
+            if end < self.last:
+                raise _lost(end, self.last)
+            self.last = end
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(BLOCK_S):
+                await self._listened.wait()
 
     async def _must_be_there(self) -> None:
         """What comes next is not there. Raises Corrupt where Kafka has lost what was heard."""

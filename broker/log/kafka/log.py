@@ -203,7 +203,7 @@ class KafkaLog:
         self._wake.set()
 
     def tail(self, listener: Callable[[Record], None]) -> None:
-        self._hearing.listeners.append(listener)
+        self._hearing.tell(listener)
 
     def last(self) -> int:
         return self._hearing.last
