@@ -223,6 +223,7 @@ def test_reasons_in_tables_exist_in_the_code():
 def test_every_reason_of_the_gateway_is_documented_and_no_other():
     reasons = texts_in_code(r"[a-z]+(?:-[a-z]+)+|stopping", within="serving/lane.py")
     reasons |= texts_in_code(r"[a-z]+(?:-[a-z]+)+", within="serving/gateway.py")
+    reasons |= texts_in_code(r"[a-z]+(?:-[a-z]+)+", within="serving/handover.py")
     reasons -= {"broker-ingress", "knative-eventing"}  # names of the Brokers' host
     table = (DOCS / "serving.md").read_text().partition("### The gateway's own answers")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\| `([a-z-]+)` \| \d+ \|", table, re.MULTILINE)) == reasons
