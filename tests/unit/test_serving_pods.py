@@ -425,6 +425,17 @@ def test_why_the_cluster_makes_no_pods_is_told():
     run_virtual(main())
 
 
+def test_in_a_namespace_that_is_gone_nothing_is_tried_again_at_once():
+    async def main():
+        async with cluster() as it:
+            it.store.fail_next["create"] = [NotFound('namespaces "default" not found')]
+            with pytest.raises(Unavailable, match="namespaces"):
+                await it.instances.scale(spec(), 1)
+            assert it.store.calls["create"] == 1
+
+    run_virtual(main())
+
+
 def test_pods_of_a_deployment_that_is_gone_are_deleted_directly():
     async def main():
         async with cluster() as it:

@@ -17,7 +17,7 @@ from typing import Final
 from core.control.backoff import Backoff
 from core.control.cache import Follower, Observed
 from core.control.port import ResourceStore
-from core.errors import Conflict, InvalidInput, NotFound, PenstockError
+from core.errors import Conflict, InvalidInput, NotFound, PenstockError, Unavailable
 from core.resources import Key, KindRef, Resource
 from core.resources.builtin import DEPLOYMENT, POD, WORKLOADS
 from serving.instances.kubernetes.deployment import (
@@ -138,8 +138,7 @@ class PodInstances:
         held = known.deployment
         try:
             if held is None:
-                fresh = wanted.with_spec({**wanted.spec, "replicas": count})
-                known.keep(await self._store.create(fresh))
+                known.keep(await self._create(wanted.with_spec({**wanted.spec, "replicas": count})))
                 return
             if not is_owned(held, wanted):
                 raise CannotRun("NotOwned", f"{held.key} belongs to somebody else. Delete it, or rename the Revision.")
@@ -150,6 +149,13 @@ class PodInstances:
             raise
         except InvalidInput as error:
             raise CannotRun("InvalidPod", f"The cluster does not take the Revision's pods: {error}") from error
+
+    async def _create(self, deployment: Resource) -> Resource:
+        try:
+            return await self._store.create(deployment)
+        except NotFound as error:
+            # Its namespace is gone, and the Revision will be soon: nothing to try again at once.
+            raise Unavailable(f"{deployment.key} cannot be made now: {error}") from error
 
     async def _take_out(self, known: Known, name: str) -> None:
         """Mark the pod, take a replica for it, and name it: once, whoever asks, and however often."""
