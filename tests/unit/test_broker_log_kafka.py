@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from broker.ledger import Attempt
 from broker.log.kafka.address import Address, address_of, shown
-from broker.log.kafka.batch import Batch, payloads
+from broker.log.kafka.batch import BATCH_POSITIONS, Batch, payloads
 from broker.log.kafka.layout import (
     Said,
     Stored,
@@ -246,6 +246,17 @@ class TestBatches:
         assert len(taken.notes) == 1
         assert not taken.dirty
         assert waiting.has_state
+
+    def test_many_positions_take_several_round_trips_but_all_come_before_what_is_said(self):
+        waiting = Batch()
+        for n in range(BATCH_POSITIONS + 44):
+            waiting.dirty[f"u{n}"] = Subscription(f"u{n}", "b", "n", Position(3), lambda _: None)
+        assert len(waiting.take(positions=True).dirty) == BATCH_POSITIONS
+        assert len(waiting.dirty) == 44
+        for n in range(BATCH_POSITIONS):
+            waiting.dirty[f"v{n}"] = Subscription(f"v{n}", "b", "n", Position(3), lambda _: None)
+        waiting.says = True
+        assert len(waiting.take(positions=False).dirty) == BATCH_POSITIONS + 44
 
     def test_what_was_refused_is_kept_unless_something_newer_is_there(self):
         waiting, refused = Batch(), Batch()

@@ -29,6 +29,8 @@ __all__ = ["BATCH_BYTES", "BATCH_EVENTS", "BATCH_NOTES", "Batch", "payloads"]
 BATCH_EVENTS: Final = 2048
 BATCH_BYTES: Final = 1024 * 1024
 BATCH_NOTES: Final = 4096
+#: About 4 KiB each where a Trigger has all that it may have outstanding.
+BATCH_POSITIONS: Final = 256
 
 
 class Batch:
@@ -63,8 +65,10 @@ class Batch:
             taken.events.append(event)
         while self.notes and len(taken.notes) < BATCH_NOTES:
             taken.notes.append(self.notes.popleft())
-        if positions or self.says:  # before a subscription is given back, its position is kept
-            taken.dirty, self.dirty = self.dirty, {}
+        if positions or self.says:
+            # All of them before what is said: a subscription is given back after its position is kept.
+            some = list(self.dirty)[: None if self.says else BATCH_POSITIONS]
+            taken.dirty = {uid: self.dirty.pop(uid) for uid in some}
             taken.dropped, self.dropped = self.dropped, {}
             taken.says, self.says = self.says, False
             taken.speakers, self.speakers = self.speakers, []

@@ -13,7 +13,7 @@ from broker.log.kafka.layout import Topics
 from broker.log.port import Retention
 from core.errors import Unavailable
 
-__all__ = ["MAX_BATCH_BYTES", "ensure"]
+__all__ = ["ensure"]
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 REPLICAS: Final = 3
 #: What a topic of ours takes in one batch: the log's batches end at a quarter of it, with an event more.
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
+#: The same of the state topic: positions of a few thousand Triggers with all that they may have outstanding.
+MAX_STATE_BATCH_BYTES: Final = 16 * 1024 * 1024
 #: Where no other broker has an event it is on disk before it is answered; elsewhere the replicas are what keeps it.
 ALONE: Final = {"flush.messages": "1"}
 #: Kafka frees room a segment at a time.
@@ -102,6 +104,6 @@ def _state() -> dict[str, str]:
         "min.cleanable.dirty.ratio": "0.1",
         "segment.ms": str(STATE_SEGMENT_S * 1000),
         "segment.bytes": str(STATE_SEGMENT_BYTES),
-        "max.message.bytes": str(MAX_BATCH_BYTES),
+        "max.message.bytes": str(MAX_STATE_BATCH_BYTES),
         "message.timestamp.type": "LogAppendTime",
     }
