@@ -56,19 +56,16 @@ class KafkaSource:
         if self._spec.consumers == 0:
             self._context.ready()
             await asyncio.get_running_loop().create_future()
+        now = asyncio.get_running_loop().time
         failures = 0
         while True:
-            began_s = asyncio.get_running_loop().time()
+            began_s = now()
             try:
                 await self._follow(emit)
             except* (Trouble, NotFound) as group:
-                error = _first_of(group)
-                reason = error.reason if isinstance(error, Trouble) else "SecretMissing"
-                self._context.trouble(reason, str(error))
-                _log.warning("Kafka cannot be read", extra={"facts": {**self._facts(), "error": str(error)}})
+                failures = 1 if now() - began_s > RECONNECT_AFTER_S else failures + 1
+                self._fail(_first_of(group), failures)
             raise_if_cancelled()
-            recovered = asyncio.get_running_loop().time() - began_s > CONNECT_BACKOFF.cap_s
-            failures = 1 if recovered else failures + 1
             await asyncio.sleep(CONNECT_BACKOFF.delay_s(failures, self._rng))
 
     async def _follow(self, emit: Emit) -> None:
@@ -131,6 +128,14 @@ class KafkaSource:
                     raise
             await asyncio.sleep(CHECK_EVERY_S)
 
+    def _fail(self, error: PenstockError, failures: int) -> None:
+        """Say that reading has failed for this time in a row."""
+        reason = error.reason if isinstance(error, Trouble) else "SecretMissing"
+        self._context.trouble(reason, str(error))
+        if failures & (failures - 1) == 0:  # the 1st, 2nd, 4th, 8th ...: an outage of hours is a few lines
+            facts = {**self._facts(), "error": str(error), "failures": failures}
+            _log.warning("Kafka cannot be read", extra={"facts": facts})
+
     def _tell(self, missing: frozenset[str]) -> None:
         if not missing:
             self._context.ready()
@@ -139,7 +144,7 @@ class KafkaSource:
         message = f"Kafka has no topic {names}. Create it, or correct spec.topics; it is read once it exists."
         self._context.trouble("TopicMissing", message)
 
-    def _facts(self) -> dict[str, str]:
+    def _facts(self) -> dict[str, object]:
         return {"source": f"{self._context.namespace}/{self._context.name}"}
 
 
