@@ -44,14 +44,14 @@ def hello(release: Release, cluster: Cluster, namespace: str, tmp_path: Path) ->
 def test_events_are_sent_shown_and_explained(release: Release, cluster: Cluster, hello: str):
     broker = f"http://{release.address('broker-ingress')}"
     control = f"http://{release.address('control')}:8082"
-    penstock("send", "--type", "hello", "--id", "e1", "--data", "{}", "-n", hello, "--broker-url", broker)
-    cluster.until(lambda: release.explained("re-e1"), what="the function has answered")
+    penstock("send", "--type", "hello", "--id", "c1", "--data", "{}", "-n", hello, "--broker-url", broker)
+    cluster.until(lambda: release.explained("re-c1"), what="the function has answered")
 
     listed = [
         json.loads(line) for line in penstock("events", "-n", hello, "-o", "json", "--server", control).splitlines()
     ]
-    assert {"e1", "re-e1"} <= {event["id"] for event in listed}
-    story = penstock("explain", "e1", "--server", control)
+    assert {"c1", "re-c1"} <= {event["id"] for event in listed}
+    story = penstock("explain", "c1", "--server", control)
     assert "hello" in story
-    assert "re-e1" in story
-    assert "got e1" in penstock("logs", "hello", "-n", hello, "--server", control)
+    assert "re-c1" in story
+    assert "got c1" in penstock("logs", "hello", "-n", hello, "--server", control)

@@ -94,7 +94,7 @@ def test_a_pod_publishes_to_the_address_that_a_broker_tells_and_a_service_of_the
     address = cluster.get("broker", "default", "-n", namespace)["status"]["address"]["url"]
     code = f"""
 import time, urllib.error, urllib.request
-headers = {{"ce-specversion": "1.0", "ce-id": "e1", "ce-source": "/pod", "ce-type": "t", "content-type": "text/plain"}}
+headers = {{"ce-specversion": "1.0", "ce-id": "n1", "ce-source": "/pod", "ce-type": "t", "content-type": "text/plain"}}
 while True:
     try:
         print(urllib.request.urlopen(urllib.request.Request({address!r}, b"x", headers), timeout=30).status)
@@ -106,4 +106,4 @@ while True:
     apply(cluster, namespace, python("publisher", code))
     cluster.until(lambda: "202" in said(cluster, namespace, "publisher"), what="the event is accepted")
     host = f"sink.{namespace}.svc.cluster.local"
-    cluster.until(lambda: f"took e1 {host}" in said(cluster, namespace, "sink"), what="the Service got the event")
+    cluster.until(lambda: f"took n1 {host}" in said(cluster, namespace, "sink"), what="the Service got the event")
