@@ -45,7 +45,7 @@ _NUMBERS = itertools.count(1)
 
 
 class Logs:
-    """Logs of one name in one Kafka, as several processes have them. Closes what it opened."""
+    """Logs of one name in one Kafka, as several processes have them. Closes what it opened and removes the topics."""
 
     takeover_s = LEASE_S + 2 * RENEW_S
 
@@ -85,6 +85,10 @@ class Logs:
         for log in tuple(self._open):
             await self.close(log)
         await self.kafka.close()
+        admin = AIOKafkaAdminClient(bootstrap_servers=self.servers)
+        await admin.start()
+        await admin.delete_topics([self.topics.events, self.topics.ledger, self.topics.state])
+        await admin.close()
 
 
 @pytest.fixture
