@@ -146,6 +146,21 @@ class TestWhoseASubscriptionIs:
         for uid in held:
             assert late.holder(uid) == topic.state.holder(uid)
 
+    def test_an_asking_that_was_refused_is_not_granted_by_who_finds_its_holder_compacted_away(self, topic: Topic):
+        token = topic.say("a", "u")
+        topic.say("b", "u")  # refused, and b is never heard of again
+        for _ in range(4):
+            topic.now_ms += 1500
+            topic.say("a", u=token)
+        topic.keep("u", token, 5)
+        late = State()
+        for record in topic.records[1:]:
+            late.apply(record)
+        assert late.holder("u") == Holder("a", token)
+        kept = late.kept("u")
+        assert kept is not None
+        assert kept.through == 5
+
 
 def world(rng: random.Random) -> Topic:
     """Some processes that ask, hold, give back, and fall silent."""

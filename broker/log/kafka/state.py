@@ -7,7 +7,8 @@ has: whoever had it gave it back, or said nothing for a lease's time. The offset
 a position that stands after a newer grant than its own is not kept.
 
 Compaction removes what was superseded a minute ago and longer (`topics.py`). What a process says is complete each time,
-so that a reader who begins amid askings has the right picture after a lease's time.
+so that a reader who begins amid askings has the right picture after a lease's time. Until then an asking is granted
+only for want of better knowledge: whoever says that it holds the subscription is believed instead.
 """
 
 from __future__ import annotations
@@ -59,11 +60,17 @@ class State:
         self._holders: dict[str, Holder] = {}
         self._fences: dict[str, int] = {}
         self._members: dict[str, _Member] = {}
+        #: Granted while a holder may have been unknown that had spoken in what is missing of the topic.
+        self._doubtful: set[str] = set()
         self._now_ms = 0
+        #: When the topic was last read on after a hole.
+        self._whole_since_ms: int | None = None
 
     def apply(self, record: Stored) -> None:
-        self.next = record.offset + 1
         self._now_ms = max(self._now_ms, record.time_ms)
+        if record.offset != self.next:
+            self._whole_since_ms = self._now_ms
+        self.next = record.offset + 1
         kind, _, rest = record.key.partition(b":")
         name = rest.decode(errors="replace")
         if kind == b"p":
@@ -143,6 +150,7 @@ class State:
         for uid in before.holds if before is not None else ():
             if (said is None or uid not in said.holds) and self._holders[uid].owner == owner:
                 del self._holders[uid]
+                self._doubtful.discard(uid)
         if said is None:
             return
         held = {uid for uid, token in said.holds.items() if self._goes_on(uid, owner, token)}
@@ -151,9 +159,11 @@ class State:
 
     def _goes_on(self, uid: str, owner: str, token: int) -> bool:
         found = self._holders.get(uid)
-        if found is not None and found.token > token:
+        if found is not None and found.token > token and uid not in self._doubtful:
             return False  # it was taken over meanwhile
+        self._doubtful.discard(uid)
         self._set(uid, Holder(owner, token))
+        self._fence(uid, token)
         return True
 
     def _is_granted(self, uid: str, owner: str, token: int) -> bool:
@@ -161,7 +171,16 @@ class State:
         if found is not None and found.owner != owner:
             return False
         self._set(uid, Holder(owner, token))
+        if self._knows_all():
+            self._doubtful.discard(uid)
+            self._fence(uid, token)
+        else:
+            self._doubtful.add(uid)
         return True
+
+    def _knows_all(self) -> bool:
+        """Whether everybody who is there has spoken in what was read."""
+        return self._whole_since_ms is None or self._now_ms - self._whole_since_ms > LEASE_S * 1000
 
     def _set(self, uid: str, holder: Holder) -> None:
         before = self._holders.get(uid)
@@ -169,7 +188,9 @@ class State:
             member = self._members[before.owner]
             member.holds -= {uid}
         self._holders[uid] = holder
-        self._fences[uid] = max(holder.token, self._fences.get(uid, NO_TOKEN))
+
+    def _fence(self, uid: str, token: int) -> None:
+        self._fences[uid] = max(token, self._fences.get(uid, NO_TOKEN))
 
 
 def _decoded(uid: str, stored: bytes) -> Kept | None:
