@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 
 import pytest
 
 from tests.cluster.test_instances import WHOLE_POD, expect
-from tests.support.kubelet.cluster import Cluster
 from tests.support.release import Release, function_image, knative_service
 
 #: Slow enough that a request is always under way while a pod goes.
@@ -28,14 +26,12 @@ async def app(scope, receive, send):
 
 
 @pytest.fixture(scope="module")
-def release(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+def release(release: Release, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The one that all share, with this module's image."""
     folder = tmp_path_factory.mktemp("functions")
     (folder / "function.py").write_text(APPLICATION)
-    cluster.use(function_image("slow", folder))
-    release = Release(cluster)
-    release.install()
-    yield release
-    release.uninstall()
+    release.cluster.use(function_image("slow", folder))
+    return release
 
 
 class Callers:
