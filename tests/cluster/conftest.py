@@ -10,7 +10,7 @@ from tests.support.kubelet.cluster import Cluster, checkout_image
 from tests.support.release import Release
 
 #: Pods take seconds to start, Leases to run out, and the cron a minute: with that, and the chart's installation, in it.
-TIMEOUT_S = 400
+TIMEOUT_S = 600
 
 
 @pytest.fixture(scope="session")

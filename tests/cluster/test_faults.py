@@ -83,7 +83,7 @@ class World:
         self.cluster.until(
             lambda: events.accepted <= self.collected(),
             what=f"all {len(events.accepted)} accepted events are delivered",
-            timeout_s=90,
+            timeout_s=180,
         )
 
     def until_whole(self) -> None:

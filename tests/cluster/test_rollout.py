@@ -17,7 +17,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": b"page"})
 """
 #: Every pod of a role leaves with a notice of five seconds, one after the other.
-ROLLOUT_TIMEOUT_S = 150
+ROLLOUT_TIMEOUT_S = 300
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -352,10 +351,8 @@ def test_a_second_ctrl_c_waits_for_no_drain_and_leaves_nothing(tmp_path):
         everything = platform.everything()
         platform.process.send_signal(signal.SIGINT)
         wait_until(lambda: "Draining" in platform.output(), what="it drains")
-        began_s = time.monotonic()
         platform.process.send_signal(signal.SIGTERM)
         assert platform.process.wait(30) == 0
-    assert time.monotonic() - began_s < 30
     assert not [pid for pid in everything if Path(f"/proc/{pid}").exists()]
     assert "Nothing is left running" in platform.output()
     assert "Traceback" not in platform.output()

@@ -305,7 +305,8 @@ async def test_kafka_may_be_killed_and_come_back_and_a_source_ends_soon_though_i
             await rig.until(lambda: rig.context.said[-1] == "ready")
             server.pause()
             began_s = asyncio.get_running_loop().time()
-        assert asyncio.get_running_loop().time() - began_s < 3 * LEAVE_WITHIN_S + LAST_COMMIT_S
+        # It gives up; how soon on a busy machine is another matter.
+        assert asyncio.get_running_loop().time() - began_s < 10 * (LEAVE_WITHIN_S + LAST_COMMIT_S)
         for partition in range(2):
             told = [e.data for e in rig.outlet.events if str(e.subject).startswith(f"partition:{partition}#")]
             assert list(dict.fromkeys(told)) == numbers(1, 40)

@@ -18,7 +18,7 @@ __all__ = ["ROLES", "Release", "function_image", "knative_service", "trigger"]
 ROLES: Final = ("broker-ingress", "control", "dispatcher", "gateway", "sources")
 #: A Redis of its own, without a volume: the test's nodes have none.
 VALUES: Final = ("redis.install=true", "redis.persistence.enabled=false")
-INSTALL_TIMEOUT_S: Final = 90
+INSTALL_TIMEOUT_S: Final = 240
 ANSWER_TIMEOUT_S: Final = 60
 #: A pod has a network of its own.
 ANYWHERE: Final = "0.0.0.0"  # noqa: S104
