@@ -151,11 +151,14 @@ class Hearing:
             await asyncio.sleep(PACE_S)
 
     async def _hear_through(self, newest: int) -> None:
-        """Read and tell all events up to a position."""
-        if self._listeners:
-            async for record in reading.records_between(self._asks, self._topic, self.last, newest):
+        """Read and tell all events up to a position. Where it raises CONNECTION_ERRORS, `last` is how far it came."""
+        if not self._listeners:  # a process that only appends
+            self.last = max(newest, self.last)
+        while self.last < newest:
+            records, through = await reading.records_between(self._asks, self._topic, self.last, newest)
+            for record in records:
                 self._hear(record)
-        self.last = max(newest, self.last)
+            self.last = max(through, self.last)
 
     async def _skip(self) -> None:
         """A process that only appends reads nothing: it is enough to know now and then how far the log is."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
-from aiokafka.errors import OffsetOutOfRangeError
+from aiokafka.errors import LeaderNotAvailableError, OffsetOutOfRangeError
 
 from broker.log.encoding import decode_record
 from broker.log.kafka.connection import EARLIEST, Connection, patiently
@@ -74,16 +74,11 @@ async def seek(connection: Connection, topic: str, at: float, last: int) -> int:
     return last if offset < 0 else min(offset, last)
 
 
-async def records_between(connection: Connection, topic: str, after: int, newest: int) -> AsyncIterator[Record]:
-    """All events after a position, up to another one. Raises CONNECTION_ERRORS."""
-    while after < newest:
-        found, reached = await _fetch(connection, topic, after, FETCH_BYTES)
-        for record in heard_in(found):
-            if record.seq <= newest:
-                yield record
-        if reached <= after:
-            return
-        after = reached
+async def records_between(connection: Connection, topic: str, after: int, newest: int) -> tuple[list[Record], int]:
+    """Events after a position and up to a later one that Kafka has, in order, and how far that goes: it may end early.
+    Raises CONNECTION_ERRORS."""
+    found, reached = await _fetch(connection, topic, after, FETCH_BYTES)
+    return [record for record in heard_in(found) if record.seq <= newest], min(reached, newest)
 
 
 def heard_in(found: Sequence[Stored]) -> list[Record]:
@@ -99,14 +94,28 @@ def heard_in(found: Sequence[Stored]) -> list[Record]:
 
 
 async def _fetch(connection: Connection, topic: str, offset: int, max_bytes: int) -> tuple[list[Stored], int]:
-    """The records from an offset on, or from the oldest one on, and the offset after them."""
+    """The records from an offset on that was given once, or from the oldest one on, and the offset after them. Raises
+    CONNECTION_ERRORS, also where Kafka has nothing there now: what is not told is not gone."""
+    return await patiently(lambda: _fetch_once(connection, topic, offset, max_bytes))
+
+
+async def _fetch_once(connection: Connection, topic: str, offset: int, max_bytes: int) -> tuple[list[Stored], int]:
     try:
-        fetched = await patiently(lambda: connection.fetch({topic: offset}, max_bytes=max_bytes))
-        found = list(stored_in(fetched[topic].data, offset))
+        fetched = await connection.fetch({topic: offset}, max_bytes=max_bytes)
     except OffsetOutOfRangeError:
-        start = await patiently(lambda: connection.offset(topic, EARLIEST))
-        return [], max(start, offset)
-    return found, found[-1].offset + 1 if found else offset
+        start = await connection.offset(topic, EARLIEST)
+        if start > offset:
+            return [], start
+        raise _not_told(topic, offset) from None
+    found = list(stored_in(fetched[topic].data, offset))
+    if not found:
+        raise _not_told(topic, offset)
+    return found, found[-1].offset + 1
+
+
+def _not_told(topic: str, offset: int) -> LeaderNotAvailableError:
+    """A new leader does not know at once how much of what it has is on the other replicas, and tells no more."""
+    return LeaderNotAvailableError(f"topic {topic} does not tell what is at offset {offset}")
 
 
 def _record(stored: Stored, broker: str, corrupt: list[int]) -> Record | None:
