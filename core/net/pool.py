@@ -2,7 +2,8 @@
 
 An address may stand for several equal listeners, which come and go (`Client(places=...)`). Its connections are then
 opened to them in turn; where one refuses, nothing was sent yet, and another is tried. When the listeners change, each
-connection is closed after the request that it carries: a new listener gets its share, and an old one nothing more.
+connection is closed: an idle one at the next request, the others after the one that they carry. A new listener gets its
+share, and an old one, whose machine may be gone without a word, nothing more.
 """
 
 from __future__ import annotations
@@ -90,8 +91,12 @@ class Pool:
     def submit(self, request: Upstream) -> None:
         """Send `request` on an idle connection, else on a new one, else as soon as one is free."""
         idle = self._idle
+        among = self._places() if idle and self._places is not None else None
         while idle:
             connection = idle.pop()
+            if among is not None and connection.among is not among:
+                connection.transport.close()
+                continue
             # One that the peer closed while it was idle has seen nothing of the request: the next will do.
             if not connection.transport.is_closing():
                 request.attach(connection)

@@ -17,6 +17,7 @@ from typing import Protocol, cast
 from core.limits import MAX_HEAD_BYTES
 from core.net.framing import HEAD_END, ChunkedBody, Refused
 from core.net.heads import ResponseHeads
+from core.net.liveness import SMALL_REQUEST_BYTES, expect_acknowledgements, probe
 from core.net.types import Address, ConnectionLost, Headers, NetError, ResponseInvalid, ResponseListener
 from core.net.wire import BODILESS, LAST_CHUNK, chunk
 
@@ -65,6 +66,7 @@ class Upstream:
         "listener",
         "paused",
         "queue",
+        "small",
         "told_full",
         "whole",
     )
@@ -83,6 +85,8 @@ class Upstream:
         #: The listener heard its last, or gave up.
         self.done = False
         self.paused = False
+        #: All of it fits into the peer's window, whatever the peer does with it.
+        self.small = content_length is not None and len(first) + content_length <= SMALL_REQUEST_BYTES
         #: The listener was told that it writes faster than the peer reads.
         self.told_full = False
         #: The listener takes answers that came in one piece by this.
@@ -207,6 +211,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_at",
+        "_bounded",
         "_chunks",
         "_fresh",
         "_heads",
@@ -246,6 +251,8 @@ class UpstreamConnection(asyncio.Protocol):
         # The last head and what it was read as: a peer's next answer often begins with the same bytes.
         self._known: _Head | None = None
         self._reading = True
+        #: The kernel expects acknowledgements; see core.net.liveness.
+        self._bounded = False
         self.writable = True
         self.idle_since = 0.0
 
@@ -254,6 +261,7 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(MAX_UNSENT_BYTES, _LOW_WATER)
+        probe(self.transport)
         self._pool.opened(self)
 
     def data_received(self, data: bytes) -> None:
@@ -295,6 +303,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._request = request
         self._phase = _HEAD
         self._interim = 0
+        if request.small is not self._bounded:
+            self._bounded = request.small
+            expect_acknowledgements(self.transport, request.small)
 
     def drop(self) -> None:
         """The request was given up: its answer would be taken for the next one's, so the connection goes."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
+from core.net import liveness
 from core.net.client import Client, ClientLimits
 from core.net.types import Address, ConnectFailed, ConnectionLost, NetError, Response, ResponseTimeout
 from tests.support.http import (
@@ -381,10 +384,87 @@ async def test_where_all_listeners_refuse_or_none_is_known_the_error_says_so() -
 async def test_when_the_listeners_change_each_connection_ends_with_its_request_so_that_a_new_one_gets_its_share() -> (
     None
 ):
-    async with raw_server(_as(b"a")) as (a, _), raw_server(_as(b"b")) as (b, _):
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(peer: Raw) -> None:
+        await peer.until(b"\r\n\r\n")
+        asked.set()
+        await go_on.wait()
+        peer.send(OK)
+        await peer.reader.read()
+
+    async with raw_server(slow) as (a, _), raw_server(_as(b"b")) as (b, _):
         places: tuple[Address, ...] = (a,)
         async with client_of(places={MANY: lambda: places}) as client:
-            assert [await _named(client) for _ in range(3)] == [b"a"] * 3
+            under_way = asyncio.create_task(_named(client))
+            await asked.wait()
             places = (b,)
-            assert await _named(client) == b"a"  # on the connection that was open already
-            assert [await _named(client) for _ in range(3)] == [b"b"] * 3
+            assert await _named(client) == b"b"
+            go_on.set()
+            assert await under_way == b"ok"
+            assert await asyncio.gather(*(_named(client) for _ in range(3))) == [b"b"] * 3
+
+
+async def test_an_idle_connection_to_a_listener_that_is_gone_gets_no_request_more() -> None:
+    async with raw_server(_as(b"a")) as (a, connections), raw_server(_as(b"b")) as (b, _):
+        places: tuple[Address, ...] = (a,)
+        async with client_of(places={MANY: lambda: places}) as client:
+            assert await asyncio.gather(*(_named(client) for _ in range(4))) == [b"a"] * 4
+            places = (b,)
+            assert await _named(client) == b"b"
+            assert len(connections) == 4
+            await turns_until(lambda: all(peer.reader.at_eof() for peer in connections))
+
+
+@contextlib.asynccontextmanager
+async def _full_windows() -> AsyncIterator[Address]:
+    """A listener of which the kernel accepts connections with tiny windows, and nobody reads. Once they are full, the
+    client's kernel hears as little of what it sends as it would from a machine that is gone."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()
+
+
+async def test_what_a_machine_that_is_gone_does_not_acknowledge_fails_before_the_requests_own_time_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(liveness, "_UNACKNOWLEDGED_MS", 300)
+    async with _full_windows() as address, client_of() as client:
+        body = bytes(liveness.SMALL_REQUEST_BYTES - 1024)
+        with pytest.raises(ConnectionLost):
+            await client.request(address, b"POST", b"/", HOST, body, timeout_s=DEADLINE_S, max_bytes=1)
+
+
+async def test_a_request_that_may_fill_the_peers_window_is_left_to_its_own_time_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(liveness, "_UNACKNOWLEDGED_MS", 300)
+    async with _full_windows() as address, client_of() as client:
+        body = bytes(liveness.SMALL_REQUEST_BYTES)
+        with pytest.raises(ResponseTimeout):
+            await client.request(address, b"POST", b"/", HOST, body, timeout_s=1.0, max_bytes=1)
+
+
+async def test_a_peer_that_acknowledged_a_request_and_is_gone_is_found_out_by_probes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    connect, transports = loop.create_connection, list[asyncio.Transport]()
+
+    async def remember(*args: Any, **kwargs: Any) -> Any:
+        made = await connect(*args, **kwargs)
+        transports.append(made[0])
+        return made
+
+    monkeypatch.setattr(loop, "create_connection", remember)
+    async with raw_server(_keep) as (address, _), client_of() as client:
+        await _get(client, address)
+        sock = transports[0].get_extra_info("socket")
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        after_s, every_s, count = (
+            sock.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        )
+        assert after_s + every_s * count == liveness.PEER_GONE_S
