@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from broker.log.port import OwnLog
+from broker.log.port import OwnLog, Retention
 from broker.log.query import LogQuery
 from broker.resources import DEFAULT_CLASS, KAFKA_CLASS, REDIS_CLASS
 from core.errors import InvalidInput, Unavailable
@@ -47,18 +47,19 @@ def by_class(kinds: Mapping[str, str], make: Callable[[str], T]) -> dict[str, T]
     return {name: made[kind] for name, kind in kinds.items()}
 
 
-def make_shared_log(kind: str, address: str, *, owner: str, name: str) -> OwnLog:
+def make_shared_log(kind: str, address: str, *, owner: str, name: str, retention: Retention | None = None) -> OwnLog:
     """The log on a Redis or a Kafka, to be opened. `owner` is who this process is, `name` what its keys or topics begin
-    with. Raises Unavailable where its client is not installed, InvalidInput where the address cannot be read."""
+    with; events are kept as `retention` says (None: as it does by default). Raises Unavailable where its client is not
+    installed, InvalidInput where the address cannot be read."""
     # Imported where it is wanted: a server's client costs memory and start-up time.
     with _told(kind):
         if kind == "kafka":
             from broker.log.kafka.log import KafkaLog  # noqa: PLC0415 - see above
 
-            return KafkaLog(address, owner=owner, name=name)
+            return KafkaLog(address, owner=owner, name=name, retention=retention)
         from broker.log.redis.log import RedisLog  # noqa: PLC0415 - see above
 
-        return RedisLog(address, owner=owner, name=name)
+        return RedisLog(address, owner=owner, name=name, retention=retention)
 
 
 def make_shared_reader(kind: str, address: str, *, name: str, copies: Path) -> LogQuery:

@@ -30,7 +30,7 @@ def make_log(kind: str, settings: Settings) -> OwnLog:
     """A log of this kind, to be opened. Raises InvalidInput where its address cannot be read."""
     log = settings.event_log
     # The pod's name outlives its container, so that a restarted one goes on with its own work at once.
-    return make_shared_log(kind, _address(kind, log), owner=settings.pod, name=log.name)
+    return make_shared_log(kind, _address(kind, log), owner=settings.pod, name=log.name, retention=log.retention)
 
 
 def make_readers(log: EventLogSettings) -> dict[str, LogQuery]:

@@ -7,6 +7,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from broker.log.port import Retention
+
 __all__ = [
     "DEFAULT_ADMIN_PORT",
     "DEFAULT_CONTROL_PORT",
@@ -56,6 +58,7 @@ class EventLogSettings(msgspec.Struct, frozen=True, kw_only=True):
     redis_url: str = ""
     kafka_servers: str = ""
     name: str = "penstock"
+    retention: Retention = Retention()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -116,6 +116,10 @@ def test_there_is_a_case_for_every_part_of_the_values():
         pytest.param(("redis.install=true", "domain.suffix=example.com"), "/domain/suffix", id="suffix without dot"),
         pytest.param(("redis.install=true", "logLevel=LOUD"), "/logLevel", id="unknown level"),
         pytest.param(
+            ("redis.install=true", "redis.resources.limits.memory=1e9"), "not a number of bytes", id="unread limit"
+        ),
+        pytest.param(("redis.install=true", "eventLog.retention.maxBytes=1GB"), "/retention/maxBytes", id="no size"),
+        pytest.param(
             ("eventLog.kind=redis", "eventLog.redis.url=http://a"), "/eventLog/redis/url", id="another protocol"
         ),
     ],
@@ -152,6 +156,50 @@ def test_two_releases_share_nothing_but_the_kinds():
 
     assert not names("penstock", "one") & names("penstock", "two")
     assert not names("a", "one") & names("b", "one")
+
+
+# ---- memory
+
+QUANTITIES = {"Mi": 2**20, "Gi": 2**30}
+
+
+def in_bytes(quantity: str) -> int:
+    return int(quantity[:-2]) * QUANTITIES[quantity[-2:]]
+
+
+@pytest.mark.parametrize("values", [(), chart.CASES["redis-memory"]], ids=["by default", "with more memory"])
+def test_what_events_may_take_fits_the_redis_that_it_installs(values: tuple[str, ...]):
+    made = chart.documents(chart.render(*chart.BASE, *values))
+    spec = named(made, "StatefulSet", "penstock-redis")["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    (volume,) = spec["volumeClaimTemplates"]
+    words = container["args"]
+    limit, most = in_bytes(container["resources"]["limits"]["memory"]), int(words[words.index("--maxmemory") + 1])
+    assert words[words.index("--maxmemory-policy") + 1] == "noeviction", "what does not fit is refused, not lost"
+    assert most == limit * 60 // 100, "what is copied while its file is written anew is not counted"
+    assert in_bytes(volume["spec"]["resources"]["requests"]["storage"]) >= 3 * limit, "two files, and what is appended"
+    for role in ("broker-ingress", "control", "dispatcher"):
+        told = pods(made)[f"penstock-{role}"]["spec"]["containers"][0]["args"]
+        arguments = dict(word.split("=", 1) for word in told)
+        largest, full = int(arguments["--log-max-bytes"]), int(arguments["--log-full-bytes"])
+        # A small event takes about twice its size, and the ledger is bounded by the size of the events.
+        assert 3 * largest < most, role
+        assert largest < full < most, role
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [("1Gi", 2**30), ("500M", 500_000_000), ("2097152Ki", 2**31), ("1048576k", 1_048_576_000), ("2147483648", 2**31)],
+)
+def test_the_limit_of_memory_is_read_as_kubernetes_reads_it(limit: str, expected: int):
+    made = chart.documents(chart.render(*chart.BASE, f"redis.resources.limits.memory={limit}"))
+    words = pods(made)["penstock-redis"]["spec"]["containers"][0]["args"]
+    assert int(words[words.index("--maxmemory") + 1]) == expected * 60 // 100
+
+
+def test_a_redis_without_a_limit_of_memory_has_none_of_its_own():
+    made = chart.documents(chart.render(*chart.BASE, "redis.resources.limits=null"))
+    assert "--maxmemory" not in pods(made)["penstock-redis"]["spec"]["containers"][0]["args"]
 
 
 # ---- security

@@ -51,6 +51,12 @@ CASES: Final[dict[str, tuple[str, ...]]] = {
     "both-logs": ("eventLog.kind=kafka", "eventLog.kafka.servers=kafka.example:9092"),
     "redis-without-volume": ("redis.persistence.enabled=false",),
     "log-name": ("eventLog.name=events",),
+    "retention": (
+        "eventLog.retention.maxAgeSeconds=3600",
+        "eventLog.retention.maxBytes=50Mi",
+        "eventLog.retention.fullBytes=104857600",
+    ),
+    "redis-memory": ("redis.resources.limits.memory=4Gi", "redis.persistence.size=12Gi"),
     "image": (
         "image.repository=registry.example/penstock",
         "image.tag=1.2.3",

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from broker.log.kafka.log import KafkaLog
+from broker.log.port import Retention
+from broker.log.redis.log import RedisLog
 from core.control.index import Index
 from core.control.memory import MemoryStore
 from core.control.reconcile import Apply, Delete
@@ -19,12 +22,13 @@ from core.resources import Key, ObjectMeta, Resource, owner_reference
 from core.resources.builtin import ENDPOINT_SLICE, POD
 from core.telemetry import Metrics
 from penstock.cli.cluster import cluster
+from penstock.cluster.eventlog import make_log
 from penstock.cluster.health import Health
 from penstock.cluster.leading import LEADER_LABEL, LeaderLabel
 from penstock.cluster.names import SERVICE, RouteNames
 from penstock.cluster.peers import Peers, hosts_of
 from penstock.cluster.process import Frame
-from penstock.cluster.settings import Release, Settings
+from penstock.cluster.settings import EventLogSettings, LogKind, Release, Settings
 from penstock.process import Ending
 from serving.resources import ROUTE
 from tests.support.broker import ask
@@ -268,10 +272,14 @@ def test_a_roles_settings_are_what_the_command_line_and_its_variables_say(monkey
     told: list[Settings] = []
     monkeypatch.setattr("penstock.cluster.process.run_role", lambda compose, settings: told.append(settings))
     words = ["ingress", "--ingress-service=other-ingress", "--notice=1", "--log-name=one", "--port=1234"]
+    words.append("--log-max-bytes=1000")
     variables = {
         "PENSTOCK_POD": "ingress-7",
         "PENSTOCK_NAMESPACE": "platform",
         "PENSTOCK_REDIS_URL": "redis://r:6379/0",
+        "PENSTOCK_LOG_MAX_AGE": "60",
+        "PENSTOCK_LOG_UNDELIVERED_AGE": "120",
+        "PENSTOCK_LOG_FULL_BYTES": "2000",
     }
     done = CliRunner().invoke(cluster, words, env=variables)
     assert done.exit_code == 0, done.output
@@ -279,4 +287,23 @@ def test_a_roles_settings_are_what_the_command_line_and_its_variables_say(monkey
     assert (settings.role, settings.pod, settings.port, settings.notice_s) == ("ingress", "ingress-7", 1234, 1.0)
     assert settings.release.ingress_url == "http://other-ingress.platform.svc.cluster.local"
     assert (settings.event_log.redis_url, settings.event_log.name) == ("redis://r:6379/0", "one")
+    assert settings.event_log.retention == Retention(
+        max_age_s=60.0, max_bytes=1000, undelivered_age_s=120.0, full_bytes=2000
+    )
     assert settings.data == Path("/data")
+
+
+def test_a_log_that_would_be_full_before_anything_goes_is_refused():
+    words = ["dispatcher", "--log-max-bytes=2000", "--log-full-bytes=1000"]
+    done = CliRunner().invoke(cluster, words, env={})
+    assert done.exit_code == 2
+    assert "1000 is less than --log-max-bytes, 2000" in " ".join(done.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("kind", ["redis", "kafka"])
+def test_a_log_on_a_server_keeps_events_as_the_settings_say(kind: LogKind):
+    retention = Retention(max_bytes=1000, full_bytes=2000)
+    told = EventLogSettings(kind=kind, redis_url="redis://r:1/0", kafka_servers="k:1", retention=retention)
+    log = make_log(kind, Settings(role="ingress", pod="ingress-7", event_log=told))
+    assert isinstance(log, RedisLog | KafkaLog)
+    assert log.retention is retention

@@ -82,13 +82,13 @@ class KafkaLog:
         """Raises ValueError where the servers cannot be read."""
         self._servers = servers
         self._owner = owner
-        self._retention = retention or Retention()
+        self.retention = retention or Retention()
         self._topics = Topics.of(name)
         # What waits for replicas, what waits for others' events, and what is asked in between hold each other up in
         # nothing.
         self._writes = Connection(servers)
         self._asks = Connection(servers)
-        self._hearing = Hearing(servers, self._asks, self._topics.events, self._retention)
+        self._hearing = Hearing(servers, self._asks, self._topics.events, self.retention)
         self._follower = StateFollower(self._asks, self._topics.state)
         self._state = self._follower.state
         self._leases = Leases(
@@ -167,7 +167,7 @@ class KafkaLog:
             await connection.close()
 
     async def _load(self) -> None:
-        await ensure(self._asks, self._topics, self._retention)
+        await ensure(self._asks, self._topics, self.retention)
         await self._writes.know((self._topics.events, self._topics.ledger, self._topics.state))
         await self._follower.catch_up(None)
         if not self._state.format:
@@ -258,7 +258,7 @@ class KafkaLog:
             await self._follower.catch_up(None)
             hearing = self._hearing
             removed, upto = await sweep(
-                self._asks, self._topics.events, self._state, hearing.sizes, self._retention, now, hearing.last
+                self._asks, self._topics.events, self._state, hearing.sizes, self.retention, now, hearing.last
             )
             gone = sorted(seq for seq in self._state.undelivered if seq <= upto)
             if gone:

@@ -80,7 +80,7 @@ class RedisLog:
     def __init__(self, url: str, *, owner: str, name: str = DEFAULT_NAME, retention: Retention | None = None) -> None:
         """Raises ValueError where the URL cannot be read."""
         self._url = url
-        self._retention = retention or Retention()
+        self.retention = retention or Retention()
         self._keys = Keys(name)
         self._redis = Connection(url)
         self._waiter = Connection(url, timeout_s=BLOCK_S + COMMAND_TIMEOUT_S)
@@ -253,7 +253,7 @@ class RedisLog:
     async def retain(self, now: float) -> int:
         await self.flush()
         try:
-            return await sweep(self._redis, self._keys, self._retention, now)
+            return await sweep(self._redis, self._keys, self.retention, now)
         except CONNECTION_ERRORS as error:
             raise unavailable(error) from error
 
@@ -360,7 +360,7 @@ class RedisLog:
             fresh = {entry.broker for entry, _ in batch.events} - self._brokers
             if fresh:
                 commands.append(("SADD", keys.brokers, *fresh))
-            commands.append(append_command(keys, batch.events, self._last, self._retention.full_bytes))
+            commands.append(append_command(keys, batch.events, self._last, self.retention.full_bytes))
         try:
             answers = await self._redis.run_all(commands)
         except CONNECTION_ERRORS as error:

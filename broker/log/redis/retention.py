@@ -17,8 +17,10 @@ logger = logging.getLogger(__name__)
 
 #: Events looked at in one script, during which Redis serves nobody else.
 CHUNK: Final = 500
-#: Ledger rows kept, over all events: about 300 bytes each.
+#: Ledger rows kept, over all events: about 300 bytes each, and together no more than the events that are kept may have,
+#: so that who says how much that is has said it of both.
 MAX_ATTEMPTS: Final = 2_000_000
+ATTEMPT_BYTES: Final = 300
 
 
 async def sweep(redis: Connection, keys: Keys, retention: Retention, now: float) -> int:
@@ -34,7 +36,8 @@ async def sweep(redis: Connection, keys: Keys, retention: Retention, now: float)
         broker = name.decode()
         marks = [held.position.low_water for held in kept if held.broker == broker]
         removed += await _sweep_broker(redis, keys, retention, broker, min(marks, default=newest), now)
-    await redis.run("ZREMRANGEBYRANK", keys.attempts, 0, -MAX_ATTEMPTS - 1)
+    rows = min(MAX_ATTEMPTS, retention.max_bytes // ATTEMPT_BYTES)
+    await redis.run("ZREMRANGEBYRANK", keys.attempts, 0, -rows - 1)
     return removed
 
 

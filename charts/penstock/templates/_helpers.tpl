@@ -80,10 +80,49 @@ redis://{{ include "penstock.fullname" . }}-redis.{{ .Release.Namespace }}.svc:6
 {{- end -}}
 {{- end -}}
 
+{{/* A quantity of memory (1Gi, 500M, 1048576) in bytes. Stops the installation where it is none. */}}
+{{- define "penstock.bytes" -}}
+{{- $units := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 -}}
+{{- $text := kindIs "string" . | ternary (toString .) (toString (int64 .)) -}}
+{{- if not (regexMatch "^[0-9]+(k|M|G|Ki|Mi|Gi|Ti)?$" $text) -}}
+{{- fail (printf "\n\n%s is not a number of bytes. Write it as 512Mi or 2Gi.\n" $text) -}}
+{{- end -}}
+{{- mul (regexFind "^[0-9]+" $text | int64) (get $units (regexFind "[A-Za-z]*$" $text) | int64) -}}
+{{- end -}}
+
+{{/* The installed Redis' limit of memory in bytes; "" where it has none. */}}
+{{- define "penstock.redisLimit" -}}
+{{- with dig "limits" "memory" "" .Values.redis.resources -}}
+{{- include "penstock.bytes" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/*
+What Redis may fill of its limit: the rest is for what it copies while it writes its file anew, and for connections.
+*/}}
+{{- define "penstock.redisMaxMemory" -}}
+{{- with include "penstock.redisLimit" . -}}
+{{- div (mul (int64 .) 60) 100 -}}
+{{- end -}}
+{{- end -}}
+
 {{/* What roles that read or write events are told of the logs: arguments, and variables where they may hold a password. */}}
 {{- define "penstock.logArguments" -}}
 - --broker-log={{ include "penstock.logKind" . }}
 - --log-name={{ .Values.eventLog.name | default (printf "%s-%s" .Release.Namespace .Release.Name) }}
+{{- with .Values.eventLog.retention }}
+- --log-max-age={{ int64 .maxAgeSeconds }}
+- --log-undelivered-age={{ int64 .undeliveredAgeSeconds }}
+{{- /* A small event takes about twice its size in Redis, and as much again may be the record of deliveries. */}}
+{{- $limit := "" }}
+{{- if $.Values.redis.install }}
+{{- $limit = include "penstock.redisLimit" $ }}
+{{- end }}
+{{- $max := .maxBytes | default (empty $limit | ternary "1Gi" (div (int64 $limit) 8 | toString)) }}
+{{- $full := .fullBytes | default (empty $limit | ternary "8Gi" (div (int64 $limit) 4 | toString)) }}
+- --log-max-bytes={{ include "penstock.bytes" $max }}
+- --log-full-bytes={{ include "penstock.bytes" $full }}
+{{- end }}
 {{- end -}}
 
 {{- define "penstock.logEnvironment" -}}
