@@ -29,9 +29,12 @@ CREATION_PRECISION_S: Final = 1.0
 #: Before a new Trigger's start is looked for again in a log that could not be read.
 _SEEK_RETRY_S: Final = 1.0
 
-#: What is in flight for a Trigger that another process should have may take so long; then that process goes on, and
-#: delivers again what has not ended here.
-HANDOVER_S: Final = 10.0
+#: A Trigger that another process should have is kept until what is under way for it has ended: for the time-out of its
+#: deliveries, and at most for so long. It gets no new ones meanwhile, so one that may take hours must not keep it; this
+#: is the longest that a function may take. What has not ended by then is delivered again.
+MAX_HANDOVER_S: Final = 600.0
+#: Beyond the time-out: for a last answer's event to be stored.
+_STORE_S: Final = 5.0
 
 
 class Fanout:
@@ -124,7 +127,8 @@ class Fanout:
             return
         dispatcher.looked_at(self._services.log.last(), 1)
         dispatcher.stop()
-        timer = asyncio.get_running_loop().call_later(HANDOVER_S, self._handed, uid, dispatcher)
+        patience_s = min(dispatcher.trigger.policy.timeout_s, MAX_HANDOVER_S) + _STORE_S
+        timer = asyncio.get_running_loop().call_later(patience_s, self._handed, uid, dispatcher)
         self._handing[uid] = _Handover(dispatcher, timer)
         dispatcher.when_idle(partial(self._handed, uid, dispatcher))
 

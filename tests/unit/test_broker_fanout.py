@@ -4,7 +4,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from broker.fanout import HANDOVER_S, Fanout
+from broker.fanout import MAX_HANDOVER_S, Fanout
 from broker.log.memory import MemoryLog
 from broker.log.port import Entry, Record
 from broker.services import Services
@@ -105,19 +105,50 @@ def test_a_trigger_that_is_wanted_elsewhere_is_let_go_once_what_is_under_way_has
     run_virtual(main())
 
 
-def test_what_takes_too_long_is_left_under_way_and_the_trigger_let_go():
+def test_a_trigger_is_kept_for_as_long_as_its_deliveries_may_take_so_that_no_two_processes_deliver_an_event_at_once():
     async def main() -> None:
-        world = World(takes_s=60.0)
+        world = World(takes_s=290.0)
         world.log.grant()
         await asyncio.sleep(1)
         await world.send("e1")
         world.log.ask()
-        await asyncio.sleep(HANDOVER_S - 0.1)
+        await asyncio.sleep(289)
         assert world.log.released == []
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(2)
+        assert world.log.released == [UID]
+        assert world.log.subscribe(UID, "", "", 0).position().low_water == 1
+
+    run_virtual(main())
+
+
+def test_how_long_a_trigger_is_kept_goes_by_its_own_time_out():
+    async def main() -> None:
+        world = World(takes_s=60.0, resources=(trigger("t", delivery={"timeout": "PT30S", "retry": 0}),))
+        world.log.grant()
+        await asyncio.sleep(1)
+        await world.send("e1")
+        world.log.ask()
+        await asyncio.sleep(29)
+        assert world.log.released == []
+        await asyncio.sleep(7)
+        assert world.log.released == [UID]
+
+    run_virtual(main())
+
+
+def test_a_delivery_that_may_take_hours_does_not_keep_the_trigger_and_is_made_again():
+    async def main() -> None:
+        world = World(takes_s=3000.0, resources=(trigger("t", delivery={"timeout": "PT1H"}),))
+        world.log.grant()
+        await asyncio.sleep(1)
+        await world.send("e1")
+        world.log.ask()
+        await asyncio.sleep(MAX_HANDOVER_S - 1)
+        assert world.log.released == []
+        await asyncio.sleep(7)
         assert world.log.released == [UID]
         assert world.log.subscribe(UID, "", "", 0).position().open == (1,)
-        await asyncio.sleep(100)
+        await asyncio.sleep(3000)
         assert world.log.released == [UID]
 
     run_virtual(main())
