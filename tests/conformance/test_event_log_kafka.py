@@ -13,6 +13,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.record.memory_records import MemoryRecords
 
 from broker.ledger import Attempt
+from broker.log.kafka.batch import Batch
 from broker.log.kafka.connection import Connection
 from broker.log.kafka.layout import FORMAT_KEY, Said, Topics, encode_batch, encode_said, member_key, stored_in
 from broker.log.kafka.leases import RENEW_S
@@ -227,6 +228,23 @@ class TestKafkaAlone:
         await logs.close(log)
         again = await logs.open()
         assert again.subscribe("uid-1", BROKER, "default/one", 99).position().open == tuple(range(2, len(kept) + 1))
+
+    async def test_a_log_whose_writer_ended_by_a_fault_keeps_nobody_waiting(
+        self, logs: Logs, monkeypatch: pytest.MonkeyPatch
+    ):
+        async def fail(batch: Batch) -> None:
+            raise ValueError("a fault of ours")
+
+        log = await logs.open("other")
+        monkeypatch.setattr(log, "_store", fail)
+        log.subscribe("uid-1", BROKER, "default/one", 0)
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(Unavailable, match="ended by a fault"):
+                await log.flush()
+            await log.failed()
+            with pytest.raises(Unavailable, match="ended by a fault"):
+                await log.flush()
+            await logs.close(log)
 
     async def test_a_log_of_another_format_is_refused(self, logs: Logs):
         await logs.close(await logs.open())

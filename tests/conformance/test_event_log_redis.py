@@ -11,6 +11,7 @@ import pytest
 
 from broker.ledger import Attempt
 from broker.log.port import EventLog, LogFull, Position, Record, Retention
+from broker.log.redis.batch import Batch
 from broker.log.redis.connection import Connection, ended
 from broker.log.redis.layout import Keys
 from broker.log.redis.leases import LEASE_S, RENEW_S, Leases
@@ -163,6 +164,23 @@ class TestRedisLog(EventLogSuite, DurableLogSuite):
             await log.failed()
         with pytest.raises(Unavailable):
             await append(log, entry("a"))
+
+    async def test_a_log_whose_writer_ended_by_a_fault_keeps_nobody_waiting(
+        self, logs: Logs, monkeypatch: pytest.MonkeyPatch
+    ):
+        async def fail(batch: Batch) -> None:
+            raise ValueError("a fault of ours")
+
+        log = await logs.open("other")
+        monkeypatch.setattr(log, "_store", fail)
+        log.subscribe("uid-1", BROKER, "default/one", 0)
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(Unavailable, match="ended by a fault"):
+                await log.flush()
+            await log.failed()
+            with pytest.raises(Unavailable, match="ended by a fault"):
+                await log.flush()
+            await logs.close(log)
 
     async def test_a_log_of_another_format_is_refused(self, logs: Logs):
         await logs.redis.run("SET", logs.keys.format, "99")

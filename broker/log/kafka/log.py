@@ -60,6 +60,9 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_NAME: Final = "penstock"
 
+#: What those are told who wait for a log that goes on no more.
+ENDED: Final = "A part of the event log has ended by a fault; the log's errors say which."
+
 #: Positions wait so long for others: each is a record that every process reads, and that compaction has to remove.
 POSITIONS_INTERVAL_S: Final = 0.05
 
@@ -161,6 +164,7 @@ class KafkaLog:
             logger.critical("part of the event log ended", exc_info=task.exception(), extra={"facts": facts})
             self._closed = True
             self._broken.set()
+            self._end_flushes(Unavailable(ENDED))
 
     async def _disconnect(self) -> None:
         for connection in (self._writes, self._asks, self._hearing):
@@ -270,6 +274,8 @@ class KafkaLog:
         return removed
 
     async def flush(self) -> None:
+        if self._broken.is_set():
+            raise Unavailable(ENDED)
         if self._next_batch.empty and not self._busy:
             return
         done: asyncio.Future[None] = self._loop.create_future()
@@ -422,13 +428,17 @@ class KafkaLog:
             else:
                 self._flush_soon()
         if self._flushed and (self._failed is not None or waits.empty):
-            waiting, self._flushed = self._flushed, []
-            for future in waiting:
-                if not future.done():
-                    if self._failed is not None and not waits.empty:
-                        future.set_exception(self._failed)
-                    else:
-                        future.set_result(None)
+            self._end_flushes(None if waits.empty else self._failed)
+
+    def _end_flushes(self, error: Unavailable | None) -> None:
+        waiting, self._flushed = self._flushed, []
+        for future in waiting:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
 
     # ---- reading
 
