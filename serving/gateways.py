@@ -32,9 +32,9 @@ _PORT_NAMES: Final = ("http", "http1", "")
 GONE_REST_S: Final = 2.0
 
 #: The same for a gateway that is listed and answers no probe. It may be stalled with requests under way, so this is
-#: longer than probes take to have a stalled process restarted, and than most requests take.
-SILENT_REST_S: Final = 10.0
-
+#: half as long again as its liveness probe takes to have it killed: 9 s at most (2 s until it is asked, three times 2 s
+#: without an answer, 1 s of grace), counted from the stall, which begins before anybody is told that it is not ready.
+SILENT_REST_S: Final = 15.0
 
 #: When nothing can be held any more by a gateway that is gone: far longer than the rest above.
 FORGOTTEN_S: Final = 3600.0

@@ -20,6 +20,7 @@ from penstock.cluster.names import SERVICE as CLUSTER_SERVICE
 from penstock.cluster.settings import Settings
 from penstock.kinds import registry
 from serving.autoscaler import FOLLOWED as AUTOSCALER_FOLLOWS
+from serving.gateways import SILENT_REST_S
 from serving.instances.kubernetes.pods import FOLLOWED as PODS_FOLLOW
 from serving.node import FOLLOWED as GATEWAY_FOLLOWS
 from serving.resources import CONFIGURATION, POD_AUTOSCALER, REVISION, ROUTE, SERVICE
@@ -233,6 +234,18 @@ def test_whoever_is_replaced_has_the_time_to_finish(base: list[dict[str, Any]]):
         arguments = dict(word.split("=", 1) for word in template["spec"]["containers"][0]["args"] if "=" in word)
         needed_s = float(arguments["--notice"]) + float(arguments["--drain"])
         assert template["spec"]["terminationGracePeriodSeconds"] > needed_s, name
+
+
+def test_a_stalled_gateway_is_killed_before_others_take_over_what_it_held(base: list[dict[str, Any]]):
+    (container,) = pods(base)["penstock-gateway"]["spec"]["containers"]
+    probe = container["livenessProbe"]
+    # The stall begins just after a probe; each one that fails takes its time-out, or until the next one is due.
+    each_s = max(probe["periodSeconds"], probe["timeoutSeconds"])
+    worst_s = probe["periodSeconds"] + probe["failureThreshold"] * each_s + probe["terminationGracePeriodSeconds"]
+    assert worst_s == 9, "as serving.gateways says"
+    assert worst_s * 1.5 <= SILENT_REST_S, "the kubelet may be late"
+    ready = container["readinessProbe"]
+    assert ready["timeoutSeconds"] > probe["timeoutSeconds"], "a slow answer alone makes no gateway silent first"
 
 
 # ---- rights

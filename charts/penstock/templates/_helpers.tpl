@@ -166,7 +166,8 @@ capabilities:
 
 {{/*
 A role's Deployment. Takes root, component (its name), role (of `penstock cluster`), values (its part of the values),
-port (0 for none), log (whether it reads or writes events), arguments, ports, volumes and mounts (YAML, or "").
+port (0 for none), log (whether it reads or writes events), arguments, ports, volumes and mounts (YAML, or ""), strict
+(whether one that is stalled has to end soon).
 */}}
 {{- define "penstock.deployment" -}}
 {{- $notice := .values.noticeSeconds | default 0 | int -}}
@@ -272,14 +273,24 @@ spec:
               path: /readyz
               port: admin
             periodSeconds: 2
+            timeoutSeconds: 3
             failureThreshold: 2
           livenessProbe:
             httpGet:
               path: /healthz
               port: admin
+            {{- if .strict }}
+            # Others take over what a gateway held that is silent for `serving.gateways.SILENT_REST_S`: by then a stalled
+            # one has been killed. It could not finish anything in a grace period.
+            periodSeconds: 2
+            timeoutSeconds: 2
+            failureThreshold: 3
+            terminationGracePeriodSeconds: 1
+            {{- else }}
             periodSeconds: 10
             timeoutSeconds: 5
             failureThreshold: 3
+            {{- end }}
           resources:
             {{- toYaml .values.resources | nindent 12 }}
           securityContext:

@@ -267,7 +267,13 @@ class PodWorker:
         if spec.readiness_probe is not None:
             self._judge(process, spec.readiness_probe, "readiness", self._readiness_changed(process), passing=False)
         if spec.liveness_probe is not None:
-            self._judge(process, spec.liveness_probe, "liveness", self._liveness_changed(process), passing=True)
+            self._judge(
+                process,
+                spec.liveness_probe,
+                "liveness",
+                self._liveness_changed(process, spec.liveness_probe),
+                passing=True,
+            )
 
     def _judge(
         self,
@@ -298,10 +304,14 @@ class PodWorker:
 
         return changed
 
-    def _liveness_changed(self, process: container.Process) -> Callable[[bool], Awaitable[bool]]:
+    def _liveness_changed(self, process: container.Process, probe: Probe) -> Callable[[bool], Awaitable[bool]]:
+        grace_s = probe.termination_grace_period_seconds
+        if grace_s is None:
+            grace_s = self.pod.spec.termination_grace_period_seconds
+
         async def changed(passing: bool) -> bool:
             if not passing:
-                await self._stop(process, time.time() + self.pod.spec.termination_grace_period_seconds)
+                await self._stop(process, time.time() + grace_s)
             return passing
 
         return changed

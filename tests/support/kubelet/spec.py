@@ -115,6 +115,8 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     period_seconds: int = 10
     success_threshold: int = 1
     failure_threshold: int = 3
+    #: Instead of the pod's, where this probe ends the container.
+    termination_grace_period_seconds: int | None = None
 
     @property
     def handler(self) -> Handler:
