@@ -79,6 +79,7 @@ class BrokerNode:
         self._follower = Follower(store, FOLLOWED, self._changed, metrics=metrics)
         self._following: asyncio.Task[None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
+        self._broken = asyncio.Event()
         self._table: Table | None = None
         self._draining = False
 
@@ -109,6 +110,14 @@ class BrokerNode:
         if self._dispatching is not None:
             work = self._dispatching.keep_house(self.synced.is_set)
             self._housekeeping = asyncio.create_task(work, name="broker housekeeping")
+        for task in (self._following, self._housekeeping):
+            if task is not None:
+                task.add_done_callback(self._must_go_on)
+
+    async def failed(self) -> None:
+        """Return once a part of it has ended by itself, which is a fault. Its owner then ends the process: without the
+        one it goes by old Brokers and Triggers, without the other nothing is removed from the log."""
+        await self._broken.wait()
 
     def add(self, logs: Mapping[str, LedgerLog]) -> None:
         """Serve Brokers of these classes from now on."""
@@ -148,6 +157,12 @@ class BrokerNode:
     def backlog(self, uid: str) -> int:
         """How many events wait for the Trigger of this uid in this process, at most."""
         return 0 if self._dispatching is None else self._dispatching.backlog(uid)
+
+    def _must_go_on(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            facts = {"part": task.get_name()}
+            logger.critical("part of the broker ended", exc_info=task.exception(), extra={"facts": facts})
+            self._broken.set()
 
     def _changed(self, changes: Sequence[Observed]) -> None:
         self._go_by(self._follower.list(BROKER), self._follower.list(TRIGGER))

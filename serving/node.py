@@ -83,6 +83,7 @@ class GatewayNode:
         )
         self._follower = Follower(store, FOLLOWED, self._changed, rng=rng, metrics=metrics)
         self._following: asyncio.Task[None] | None = None
+        self._broken = asyncio.Event()
         self._draining = False
         self._snapshot: Snapshot | None = None
 
@@ -110,6 +111,11 @@ class GatewayNode:
         """Begin to follow the store. Returns at once: an API that is away now is waited for."""
         self._following = asyncio.create_task(self._follower.run(), name="gateway: follow the store")
         self._following.add_done_callback(self._followed)
+
+    async def failed(self) -> None:
+        """Return once following the store has ended by itself, which is a fault. Its owner then ends the process: the
+        table stays what it was, and a new process follows again."""
+        await self._broken.wait()
 
     async def drain(self, timeout_s: float) -> None:
         """Finish the requests under way for up to `timeout_s` seconds, then end. The servers stop accepting before."""
@@ -151,6 +157,6 @@ class GatewayNode:
         return "" if self._gateway.synced else "waiting for the first listing from the API"
 
     def _followed(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            # A bug; the table stays, and an unhealthy gateway gets replaced.
-            _log.error("Following the store ended", exc_info=error)
+        if not task.cancelled():
+            _log.critical("Following the store ended", exc_info=task.exception())
+            self._broken.set()

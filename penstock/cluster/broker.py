@@ -63,7 +63,7 @@ async def _node(frame: Frame, client: Client, role: Role) -> BrokerNode:
         roles=frozenset({role}),
     )
     others = further_logs(node, kinds, lambda kind: make_log(kind, settings))
-    await frame.stack.enter_async_context(running(event_log=log.failed(), **others))
+    await frame.stack.enter_async_context(running(event_log=log.failed(), node=node.failed(), **others))
     await node.start()
     frame.stack.push_async_callback(lambda: node.drain(frame.ending.drain_s))
     return node

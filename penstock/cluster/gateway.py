@@ -35,6 +35,7 @@ async def compose(frame: Frame) -> Callable[[], str]:
         metrics=frame.metrics,
         rng=random.Random(),  # noqa: S311 - traffic splitting, not a secret
     )
+    await frame.stack.enter_async_context(running(node=node.failed()))
     await node.start()
     server = await frame.serve(node.handler, settings.port)
 

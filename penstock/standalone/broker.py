@@ -53,7 +53,7 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
             awaited=frozenset(served),
         )
         others = further_logs(node, served, lambda kind: make_log(kind, settings))
-        await stack.enter_async_context(running(**others))
+        await stack.enter_async_context(running(node=node.failed(), **others))
         await node.start(_last_known(Path(settings.data) / "store.db"))
         stack.push_async_callback(lambda: node.drain(ending.drain_s))
         server = HttpServer(node.handler)

@@ -13,7 +13,7 @@ from core.net.client import Client
 from core.net.server import HttpServer
 from core.resources.builtin import KINDS as BUILTIN_KINDS
 from core.telemetry import Metrics
-from penstock.process import ANSWER_S
+from penstock.process import ANSWER_S, running
 from penstock.standalone.process import Ending, run_process
 from penstock.standalone.settings import Settings
 from serving.gateways import Identity
@@ -46,7 +46,8 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
     await server.start(settings.gateway.socket())
     await admin.start(settings.admin.socket())
     try:
-        yield
+        async with running(node=node.failed()):
+            yield
     finally:
         # Together: the server waits for its requests, and the node answers those that are held and cannot be served.
         await asyncio.gather(node.drain(ending.drain_s), server.drain(ending.drain_s + ANSWER_S))

@@ -277,3 +277,42 @@ def test_a_fault_in_what_follows_an_answer_costs_an_attempt_too():
             assert running.log.subscribe(trigger.meta.uid, "", "", 0).position().low_water == 1
 
     run_virtual(main())
+
+
+class FaultyLists(MemoryStore):
+    """Its listings raise what no store may raise."""
+
+    async def list(self, kind: KindRef, namespace: str | None = None) -> Listing:
+        raise RuntimeError("a fault")
+
+
+def test_a_node_whose_following_or_housekeeping_ends_by_a_fault_says_so(caplog: pytest.LogCaptureFixture):
+    async def main() -> None:
+        async with Running(FaultyLists()) as running:
+            await asyncio.wait_for(running.node.failed(), 1)
+            assert running.node.problem() == "The Brokers are not followed."
+        async with Running() as running:
+            broken = asyncio.ensure_future(running.node.failed())
+            await asyncio.sleep(60)
+            assert not broken.done()
+            running.log.retain = fault  # type: ignore[method-assign]
+            await asyncio.wait_for(broken, 120)
+
+    async def fault(now: float) -> int:
+        raise RuntimeError(f"a fault at {now}")
+
+    run_virtual(main())
+    parts = [record.facts["part"] for record in caplog.records if record.levelname == "CRITICAL"]  # type: ignore[attr-defined]
+    assert parts == ["follow Brokers and Triggers", "broker housekeeping"]
+
+
+def test_a_node_that_drains_has_not_failed():
+    async def main() -> None:
+        async with Running() as running:
+            broken = asyncio.ensure_future(running.node.failed())
+            await running.node.drain(1)
+            await asyncio.sleep(1)
+            assert not broken.done()
+            broken.cancel()
+
+    run_virtual(main())

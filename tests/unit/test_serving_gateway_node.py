@@ -253,3 +253,23 @@ async def _served(it: Running) -> Response:
     await until(lambda: it.node.synced)
     await until(lambda: b"app.shop" in it.node.hosts)
     return await it.ask()
+
+
+async def test_a_gateway_that_stops_following_by_a_fault_says_so_and_one_that_drains_does_not() -> None:
+    async with running() as it:
+        broken = asyncio.ensure_future(it.node.failed())
+        await it.node.start()
+        await it.node.drain(0.0)
+        await asyncio.sleep(0)
+        assert not broken.done()
+        broken.cancel()
+    async with running() as it:
+
+        async def fault(*_: object, **__: object) -> None:
+            raise RuntimeError("a fault")
+
+        it.api.list = fault  # type: ignore[method-assign, assignment]
+        await it.node.start()
+        async with asyncio.timeout(5):
+            await it.node.failed()
+        assert it.node.problem() == "not following the API"
