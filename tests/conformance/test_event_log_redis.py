@@ -165,6 +165,19 @@ class TestRedisLog(EventLogSuite, DurableLogSuite):
         with pytest.raises(Unavailable):
             await append(log, entry("a"))
 
+    async def test_others_hear_a_brokers_events_also_after_redis_lost_its_newest_writes(
+        self, logs: Logs, log: RedisLog
+    ):
+        other, heard = await logs.open("other"), list[str]()
+        other.tail(lambda record: heard.append(record.entry.attributes["id"]))
+        await append(log, entry("a"))
+        await until(lambda: heard == ["a"])
+        keys = logs.keys
+        lost = (keys.seq, keys.wake, keys.bytes, keys.ids, keys.brokers, keys.events(BROKER))
+        assert await logs.redis.run("DEL", *lost) == len(lost)
+        await append(log, entry("b"), entry("c", "default/another"))
+        await until(lambda: heard == ["a", "b", "c"])
+
     async def test_a_log_whose_writer_ended_by_a_fault_keeps_nobody_waiting(
         self, logs: Logs, monkeypatch: pytest.MonkeyPatch
     ):

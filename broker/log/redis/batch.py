@@ -51,14 +51,14 @@ class Batch:
 def append_command(keys: Keys, events: Iterable[tuple[Entry, Appended]], newest: int, largest: int) -> tuple[Word, ...]:
     """The events in one script."""
     streams: dict[str, int] = {}
-    arguments: list[Word] = [newest, largest]
-    first = 6
+    stored: list[Word] = []
+    first = 7
     for entry, _ in events:
         number = streams.setdefault(entry.broker, len(streams) + first)
-        arguments.append(number)
-        arguments.append(encode_entry(entry))
-    names = [keys.seq, keys.wake, keys.bytes, keys.ids, keys.causes, *(keys.events(broker) for broker in streams)]
-    return ("EVAL", APPEND, len(names), *names, *arguments)
+        stored.append(number)
+        stored.append(encode_entry(entry))
+    names = [keys.seq, keys.wake, keys.bytes, keys.ids, keys.causes, keys.brokers, *map(keys.events, streams)]
+    return ("EVAL", APPEND, len(names), *names, newest, largest, *streams, *stored)
 
 
 def other_commands(keys: Keys, batch: Batch, token: Callable[[str], str]) -> tuple[list[tuple[Word, ...]], int | None]:

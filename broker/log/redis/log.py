@@ -106,7 +106,6 @@ class RedisLog:
         # What is known of the log. Held while listeners are told, so that they hear every event once and in order.
         self._telling = asyncio.Lock()
         self._last = 0
-        self._brokers: set[str] = set()
         self._moved = "0-0"
         self._delivers = asyncio.Event()
         self._subscriptions: dict[str, Subscription] = {}
@@ -363,9 +362,6 @@ class RedisLog:
         others, keep = other_commands(keys, batch, self._leases.token)
         commands = list(others)
         if batch.events:
-            fresh = {entry.broker for entry, _ in batch.events} - self._brokers
-            if fresh:
-                commands.append(("SADD", keys.brokers, *fresh))
             commands.append(append_command(keys, batch.events, self._last, self.retention.full_bytes))
         try:
             answers = await self._redis.run_all(commands)
@@ -390,7 +386,6 @@ class RedisLog:
         elif answer == FULL:
             self._refused_events(batch, LogFull("The event log is full: it has its largest permitted size."))
         else:
-            self._brokers |= {entry.broker for entry, _ in batch.events}
             self._failed, self._retry_s = None, RETRY_FIRST_S
             await self._tell_own(batch, answer - len(batch.events) + 1)
 

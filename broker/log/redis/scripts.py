@@ -14,13 +14,17 @@ __all__ = ["APPEND", "CLAIM", "FULL", "KEEP", "LOOK", "READ", "RELEASE", "SEEK",
 #: What `APPEND` answers instead of a position where the log has its largest permitted size.
 FULL: Final = -1
 
-#: KEYS: seq, wake, bytes, ids, causes, event streams… · ARGV: the newest position known, the largest size, then for
-#: each event the number of its stream among KEYS and its bytes. Answers the last event's position.
+#: KEYS: seq, wake, bytes, ids, causes, brokers, event streams… · ARGV: the newest position known, the largest size,
+#: then for each stream its Broker, then for each event the number of its stream among KEYS and its bytes. Answers the
+#: last event's position. Names the Brokers each time: a Redis that lost its newest writes may know one no more, and
+#: nobody reads a stream whose Broker it does not know.
 APPEND: Final = """
 if tonumber(redis.call('GET', KEYS[3]) or '0') >= tonumber(ARGV[2]) then return -1 end
 local seq = math.max(tonumber(redis.call('GET', KEYS[1]) or '0'), tonumber(ARGV[1]))
 local bytes = 0
-for i = 3, #ARGV, 2 do
+local events = #KEYS - 3
+redis.call('SADD', KEYS[6], unpack(ARGV, 3, events - 1))
+for i = events, #ARGV, 2 do
   seq = seq + 1
   local entry = ARGV[i + 1]
   local position = string.format('%.0f', seq)
