@@ -103,7 +103,6 @@ class Autoscaler:
                 for scaler in self._follower.list(POD_AUTOSCALER):
                     self._open(scaler)
                 self._instances.watch(self._on_instance)
-                await self._drop_stale_slices()
                 await self._tick()
             finally:
                 self._tasks = None
@@ -150,11 +149,13 @@ class Autoscaler:
     async def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         decided = loop.time()
+        stale = await self._drop_stale_slices(again=False)
         while True:
             await asyncio.sleep(SAMPLE_EVERY_S)
             is_due = loop.time() - decided >= self._settings.tick_s - 1e-6
             if is_due:
                 decided = loop.time()
+                stale = stale and await self._drop_stale_slices(again=True)
             now = self._clock.now()
             for worker in list(self._workers.values()):
                 if worker.scaler.idle:
@@ -227,12 +228,22 @@ class Autoscaler:
             for worker in self._workers.values():
                 worker.poke()
 
-    async def _drop_stale_slices(self) -> None:
-        """Those that a former process wrote for revisions that are gone; a worker drops its own."""
+    async def _drop_stale_slices(self, *, again: bool) -> bool:
+        """Those that a former process wrote for revisions that are gone; a worker drops its own. Whether there may be
+        some left, because the store is away or refused. That is logged the first time, when it is not done `again`."""
         for held in self._own_slices():
-            if (held.meta.namespace, held.meta.labels.get(LABEL_REVISION, "")) not in self._workers:
-                with contextlib.suppress(NotFound):
-                    await self._store.delete(held.key)
+            if (held.meta.namespace, held.meta.labels.get(LABEL_REVISION, "")) in self._workers:
+                continue
+            try:
+                await self._store.delete(held.key)
+            except NotFound:
+                continue
+            except PenstockError as error:
+                if not again:
+                    facts = {"name": str(held.key), "error": str(error)}
+                    _log.warning("an EndpointSlice of a former Revision stays for now", extra={"facts": facts})
+                return True
+        return False
 
 
 def _is_changed(before: Resource, after: Resource) -> bool:

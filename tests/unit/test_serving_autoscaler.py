@@ -9,7 +9,7 @@ import pytest
 from core.control.gc import GarbageCollector
 from core.control.loop import ControlLoop
 from core.control.memory import MemoryStore
-from core.errors import NotFound, Unavailable
+from core.errors import NotFound, Overloaded, PenstockError, Unavailable
 from core.resources import Key, ObjectMeta, Registry, Resource
 from core.resources.builtin import CONFIG_MAP, ENDPOINT_SLICE
 from core.telemetry import Metrics
@@ -22,6 +22,7 @@ from serving.instances.spec import instance_spec
 from serving.reconcile import reconcilers
 from serving.resources import CONFIGURATION, KINDS, POD_AUTOSCALER, REVISION, ROUTE, SERVICE
 from serving.scaling import ScalingSettings
+from tests.support.stores import FaultyStore
 from tests.support.virtual_time import VirtualClock, run_virtual
 
 REGISTRY = Registry(KINDS)
@@ -527,3 +528,33 @@ def test_demand_for_what_does_not_exist_is_passed_over():
             assert it.instances.instances == ()
 
     run_virtual(main())
+
+
+@pytest.mark.parametrize(
+    "refusal", [Overloaded("Too many requests."), Unavailable("No answer.")], ids=["429", "time-out"]
+)
+def test_a_slice_of_a_former_revision_goes_once_the_store_lets_it(refusal: PenstockError, caplog):
+    async def main():
+        store = FaultyStore(MemoryStore())
+        meta = ObjectMeta(
+            name="gone-00001",
+            namespace="default",
+            labels={
+                "endpointslice.kubernetes.io/managed-by": "autoscaler.penstock.dev",
+                "serving.knative.dev/revision": "gone-00001",
+            },
+        )
+        await store.create(Resource(ref=ENDPOINT_SLICE, meta=meta, body={"endpoints": [], "ports": []}))
+        store.fail_next["delete"] = [refusal, refusal]
+        async with platform(store) as it:
+            await asyncio.sleep(1)
+            assert len(await it.slices()) == 1
+            await asyncio.sleep(5)
+            assert await it.slices() == ()
+            await it.apply()
+            await asyncio.sleep(1)
+            assert await it.condition(SERVICE, "hello") == ("True", ""), "it scales as ever"
+
+    run_virtual(main())
+    said = [record for record in caplog.records if "EndpointSlice of a former Revision" in record.message]
+    assert len(said) == 1
