@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from broker.ledger import Attempt
 from broker.log.kafka.address import Address, address_of, shown
-from broker.log.kafka.batch import BATCH_POSITIONS, Batch, payloads
+from broker.log.kafka.batch import BATCH_POSITIONS, HURRIED_POSITIONS, Batch, payloads
 from broker.log.kafka.layout import (
     Said,
     Stored,
@@ -229,6 +229,11 @@ class TestPositions:
             decode_kept(b"[]")
 
 
+def wait_for(waiting: Batch, uid: str) -> None:
+    """Have a position of this subscription wait to be kept."""
+    waiting.dirty[uid] = Subscription(uid, "b", "n", Position(3), lambda _: None)
+
+
 class TestBatches:
     def test_a_batch_is_read_as_it_was_written_from_any_offset_on(self):
         pairs = [(b"k%d" % n, b"v%d" % n if n % 2 else None, 1000 + n) for n in range(5)]
@@ -245,7 +250,7 @@ class TestBatches:
         waiting = Batch()
         held = Subscription("u", "default/default", "default/u", Position(3), lambda _: None)
         waiting.dirty["u"] = held
-        waiting.says = True
+        waiting.say()
         taken = waiting.take(positions=False)
         made, count = payloads(Topics.of("log"), "me", taken, lambda _: 4, lambda: Said("1"))
         keys = [each.key for each in stored_in(made["log-state"], 0)]
@@ -255,7 +260,7 @@ class TestBatches:
 
     def test_positions_wait_while_nobody_asks_for_them(self):
         waiting = Batch()
-        waiting.dirty["u"] = Subscription("u", "b", "n", Position(3), lambda _: None)
+        wait_for(waiting, "u")
         waiting.notes.append(Attempt(1, "u", 1.0, 1, 202, 0.1, "delivered"))
         taken = waiting.take(positions=False)
         assert len(taken.notes) == 1
@@ -265,13 +270,37 @@ class TestBatches:
     def test_many_positions_take_several_round_trips_but_all_come_before_what_is_said(self):
         waiting = Batch()
         for n in range(BATCH_POSITIONS + 44):
-            waiting.dirty[f"u{n}"] = Subscription(f"u{n}", "b", "n", Position(3), lambda _: None)
+            wait_for(waiting, f"u{n}")
         assert len(waiting.take(positions=True).dirty) == BATCH_POSITIONS
         assert len(waiting.dirty) == 44
         for n in range(BATCH_POSITIONS):
-            waiting.dirty[f"v{n}"] = Subscription(f"v{n}", "b", "n", Position(3), lambda _: None)
-        waiting.says = True
-        assert len(waiting.take(positions=False).dirty) == BATCH_POSITIONS + 44
+            wait_for(waiting, f"v{n}")
+        waiting.say()
+        taken = waiting.take(positions=False)
+        assert (len(taken.dirty), taken.says) == (BATCH_POSITIONS + 44, True)
+
+    def test_what_is_said_waits_for_no_more_positions_than_were_there_and_is_in_no_batch_that_is_too_large(self):
+        waiting = Batch()
+        for n in range(2 * HURRIED_POSITIONS + 1):
+            wait_for(waiting, f"u{n}")
+        waiting.say()
+        for said in (False, False, True):
+            taken = waiting.take(positions=False)
+            assert (len(taken.dirty), taken.says) == (HURRIED_POSITIONS, said)
+            for n in range(HURRIED_POSITIONS):  # each moves on at once
+                wait_for(waiting, f"u{n}")
+        assert not waiting.says
+
+    def test_what_is_said_comes_after_the_positions_also_once_those_were_refused_or_dropped(self):
+        waiting = Batch()
+        for n in range(HURRIED_POSITIONS + 2):
+            wait_for(waiting, f"u{n}")
+        waiting.say()
+        waiting.put_back_state(waiting.take(positions=False))
+        assert not waiting.take(positions=False).says
+        for uid in tuple(waiting.dirty):
+            waiting.dropped[uid] = waiting.dirty.pop(uid)
+        assert waiting.take(positions=False).says
 
     def test_what_was_refused_is_kept_unless_something_newer_is_there(self):
         waiting, refused = Batch(), Batch()

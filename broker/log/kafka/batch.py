@@ -23,7 +23,7 @@ from broker.log.kafka.layout import (
 )
 from broker.log.port import MAX_PENDING_NOTES, Appended, Entry, Subscription
 
-__all__ = ["BATCH_BYTES", "BATCH_EVENTS", "BATCH_NOTES", "Batch", "payloads"]
+__all__ = ["BATCH_BYTES", "BATCH_EVENTS", "BATCH_NOTES", "BATCH_POSITIONS", "HURRIED_POSITIONS", "Batch", "payloads"]
 
 #: Of one round trip; a batch is one record set to Kafka, whose largest size the topic limits (`topics.py`).
 BATCH_EVENTS: Final = 2048
@@ -31,13 +31,15 @@ BATCH_BYTES: Final = 1024 * 1024
 BATCH_NOTES: Final = 4096
 #: About 4 KiB each where a Trigger has all that it may have outstanding.
 BATCH_POSITIONS: Final = 256
+#: The same while something is to be said after them; half of what the state topic takes, were each of twice that size.
+HURRIED_POSITIONS: Final = 1024
 
 
 class Batch:
     """Events, ledger rows, subscriptions whose position moved or was dropped, and whether this process says what it
     has; who waits for that is in `speakers`."""
 
-    __slots__ = ("dirty", "dropped", "events", "notes", "says", "speakers")
+    __slots__ = ("_before", "dirty", "dropped", "events", "notes", "says", "speakers")
 
     def __init__(self) -> None:
         self.events: deque[tuple[Entry, Appended]] = deque()
@@ -46,6 +48,8 @@ class Batch:
         self.dropped: dict[str, Subscription] = {}
         self.says = False
         self.speakers: list[asyncio.Future[int]] = []
+        #: At most how many of `dirty`, from its beginning on, come before what is said.
+        self._before = 0
 
     @property
     def empty(self) -> bool:
@@ -54,6 +58,12 @@ class Batch:
     @property
     def has_state(self) -> bool:
         return bool(self.dirty or self.dropped or self.says)
+
+    def say(self) -> None:
+        """Have said what this process has, after the positions that wait by now: a subscription is given back after its
+        position is kept."""
+        self.says = True
+        self._before = len(self.dirty)
 
     def take(self, *, positions: bool) -> Batch:
         """The next round trip's share of it; without `positions` those wait."""
@@ -66,12 +76,13 @@ class Batch:
         while self.notes and len(taken.notes) < BATCH_NOTES:
             taken.notes.append(self.notes.popleft())
         if positions or self.says:
-            # All of them before what is said: a subscription is given back after its position is kept.
-            some = list(self.dirty)[: None if self.says else BATCH_POSITIONS]
+            some = list(self.dirty)[: HURRIED_POSITIONS if self.says else BATCH_POSITIONS]
             taken.dirty = {uid: self.dirty.pop(uid) for uid in some}
             taken.dropped, self.dropped = self.dropped, {}
-            taken.says, self.says = self.says, False
-            taken.speakers, self.speakers = self.speakers, []
+            self._before -= len(some)
+            if self._before <= 0 or not self.dirty:
+                taken.says, self.says = self.says, False
+                taken.speakers, self.speakers = self.speakers, []
         return taken
 
     def put_back_notes(self, notes: deque[Attempt]) -> None:
@@ -86,7 +97,8 @@ class Batch:
         again = {uid: held for uid, held in refused.dirty.items() if uid not in self.dropped}
         self.dirty = {**again, **self.dirty}
         self.dropped = {**refused.dropped, **self.dropped}
-        self.says = self.says or refused.says
+        if self.says or refused.says:
+            self.say()
 
 
 def payloads(

@@ -250,7 +250,7 @@ class KafkaLog:
 
     def release(self, uid: str) -> None:
         if self._leases.forget(uid):
-            self._next_batch.says = True
+            self._next_batch.say()
             self._wake.set()
 
     def seek(self, broker: str, at: float, then: Callable[[int | PenstockError], None]) -> None:
@@ -308,7 +308,7 @@ class KafkaLog:
     async def _say(self) -> int:
         """Have said what the leases say now; its offset. Raises Unavailable."""
         said: asyncio.Future[int] = self._loop.create_future()
-        self._next_batch.says = True
+        self._next_batch.say()
         self._next_batch.speakers.append(said)
         self._wake.set()
         return await said
