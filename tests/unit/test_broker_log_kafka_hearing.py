@@ -55,13 +55,14 @@ def partition() -> Partition:
 class Process:
     """A process that has heard positions 1 to 5, with what its listener and its senders are told from then on."""
 
-    def __init__(self, partition: Partition) -> None:
+    def __init__(self, partition: Partition, *, listens: bool = True) -> None:
         self.heard: list[int] = []
         self.answered: list[int] = []
         self.hearing = Hearing("localhost:9092", partition, TOPIC, Retention())
         self.hearing.sizes = Sizes(start=0, end=5, size=0, largest=1000)
         self.hearing.last = 5
-        self.hearing.tell(lambda record: self.heard.append(record.seq))
+        if listens:
+            self.hearing.tell(lambda record: self.heard.append(record.seq))
 
     async def append(self, seq: int) -> None:
         """Tell of an event of its own that got this position."""
@@ -88,6 +89,19 @@ def test_what_others_appended_before_is_heard_later_where_a_new_leader_does_not_
         await process.append(8)
         assert process.answered == [7, 8]
         assert process.heard == [6, 7, 8]
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_the_events_sizes_are_counted_where_events_are_heard_and_forgotten_and_not_where_they_are_only_taken(
+    partition: Partition, listens: bool
+):
+    async def main() -> None:
+        process = Process(partition, listens=listens)
+        await process.append(6)
+        assert process.answered == [6]
+        assert (process.hearing.sizes.after(5) > 0) is listens
 
     run_virtual(main())
 

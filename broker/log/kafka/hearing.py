@@ -126,7 +126,8 @@ class Hearing:
     def _hear(self, record: Record) -> None:
         size = len(record.entry.head) + len(record.entry.data)
         self.last = record.seq
-        self.sizes.add(record.seq, size)
+        if self._listeners:  # else nobody here delivers, or forgets anything: it would be counted for ever
+            self.sizes.add(record.seq, size)
         self.room -= size
         announce(record, self._listeners)
 
