@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from core.net.bounds import ClientLimits
 from core.net.heads import ResponseHeads
@@ -15,6 +15,7 @@ from core.net.types import (
     Headers,
     NetError,
     Places,
+    PlacesOf,
     Response,
     ResponseListener,
     ResponseTimeout,
@@ -38,6 +39,10 @@ IDLE_SWEEP_S = 1.0
 _BODY_METHODS = frozenset((b"POST", b"PUT", b"PATCH"))
 
 
+def _itself(_: Address) -> Places | None:
+    return None
+
+
 class Client:
     """Sends requests from the loop's thread. Its owner closes it.
 
@@ -50,10 +55,10 @@ class Client:
         *,
         limits: ClientLimits | None = None,
         tls: ssl.SSLContext | None = None,
-        places: Mapping[Address, Places] | None = None,
+        places: PlacesOf = _itself,
     ) -> None:
         self.limits = limits or ClientLimits()
-        self.places = places or {}
+        self.places = places
         self.heads = ResponseHeads()
         self.closed = False
         #: The loop's time as of the last idle sweep.

@@ -12,12 +12,11 @@ import asyncio
 import random
 import ssl
 from collections import deque
-from collections.abc import Mapping
 from typing import Final, Protocol
 
 from core.net.bounds import ClientLimits
 from core.net.heads import ResponseHeads
-from core.net.types import Address, ConnectFailed, Places
+from core.net.types import Address, ConnectFailed, PlacesOf
 from core.net.upstream import Upstream, UpstreamConnection
 
 __all__ = ["Pool"]
@@ -35,7 +34,7 @@ class Owner(Protocol):
     limits: ClientLimits
     heads: ResponseHeads
     closed: bool
-    places: Mapping[Address, Places]
+    places: PlacesOf
     #: The loop's time as of the last idle sweep.
     now: float
 
@@ -74,7 +73,7 @@ class Pool:
         self._limits = client.limits
         self._address = address
         self._tls = tls
-        self._places = client.places.get(address)
+        self._places = client.places(address)
         #: Where the turn begins, so that many clients do not all begin with the same listener.
         self._turn = random.randrange(1 << 16)  # noqa: S311 - spreading load, not a secret
         #: Listeners that could not be connected to, and until when they come last, by the loop's clock.

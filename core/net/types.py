@@ -22,6 +22,7 @@ __all__ = [
     "Headers",
     "NetError",
     "Places",
+    "PlacesOf",
     "ProceedListener",
     "RequestHead",
     "Response",
@@ -38,6 +39,8 @@ Headers = list[tuple[bytes, bytes]]
 Address = tuple[str, int]
 #: The addresses of several equal listeners as they are now; the same tuple for as long as nothing changes.
 Places = Callable[[], tuple[Address, ...]]
+#: The listeners that an address stands for; None where it is the one listener itself. Asked once a pool.
+PlacesOf = Callable[[Address], Places | None]
 
 
 class RequestHead(msgspec.Struct, frozen=True, gc=False):

@@ -32,7 +32,7 @@ async def compose_ingress(frame: Frame) -> Callable[[], str]:
 async def compose_dispatcher(frame: Frame) -> Callable[[], str]:
     """One of several dispatchers: each delivers for those Triggers that it holds."""
     peers = Peers(await frame.store(PEER_KINDS), frame.settings.release, routes=True, metrics=frame.metrics)
-    client = Client(places=peers)
+    client = Client(places=peers.places)
     frame.stack.push_async_callback(client.close)
     await frame.stack.enter_async_context(running(peers=peers.run()))
     node = await _node(frame, client, "dispatch")

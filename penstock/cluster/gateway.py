@@ -23,7 +23,7 @@ async def compose(frame: Frame) -> Callable[[], str]:
     settings = frame.settings
     store = await frame.store((*BUILTIN_KINDS, *SERVING_KINDS))
     peers = Peers(store, settings.release, routes=False, metrics=frame.metrics)
-    client = Client(limits=CLIENT_LIMITS, places=peers)
+    client = Client(limits=CLIENT_LIMITS, places=peers.places)
     frame.stack.push_async_callback(client.close)
     await frame.stack.enter_async_context(running(peers=peers.run()))
     node = GatewayNode(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -36,8 +36,8 @@ GATEWAY: Final = "gateway"
 INGRESS: Final = "broker-ingress"
 
 
-class Peers(Mapping[Address, Places]):
-    """By an address with a name as its host, the listeners that it stands for now: `core.net.client.Client`'s `places`.
+class Peers:
+    """Which of the platform's own listeners an address with a name as its host stands for.
 
     With `routes`, the hosts of Routes stand for the gateways; without, only the release's own Services are known. `run`
     it in a task that its owner keeps.
@@ -54,7 +54,6 @@ class Peers(Mapping[Address, Places]):
             release.host(release.ingress): listed(INGRESS),
         }
         self._hosts: frozenset[str] = frozenset()
-        self._itself: dict[Address, tuple[Address, ...]] = {}
         kinds: tuple[KindRef, ...] = (ENDPOINT_SLICE, ROUTE) if routes else (ENDPOINT_SLICE,)
         self._follower = Follower(store, kinds, namespaces={ENDPOINT_SLICE: release.namespace}, metrics=metrics)
         for addresses in self._services.values():
@@ -70,26 +69,19 @@ class Peers(Mapping[Address, Places]):
         """Follow until cancelled."""
         await self._follower.run()
 
-    def __getitem__(self, address: Address) -> Places:
-        """Raises KeyError for an IP address, which is where it says."""
+    def places(self, address: Address) -> Places | None:
+        """`core.net.client.Client`'s `places`. None for an IP address, which is where it says."""
         if _is_ip(address[0]):
-            raise KeyError(address)
-        # One tuple for ever: while it is the same one, connections are kept.
-        self._itself.setdefault(address, (address,))
-        return lambda: self._places(address)
-
-    def __iter__(self) -> Iterator[Address]:
-        return iter(self._itself)
-
-    def __len__(self) -> int:
-        return len(self._itself)
-
-    def _places(self, address: Address) -> tuple[Address, ...]:
+            return None
         host = address[0].lower()
-        listed = self._services.get(host) or (self._gateways if host in self._hosts else None)
-        if listed is None or not self.synced.is_set():
-            return self._itself[address]
-        return listed()
+        # One tuple for all answers: while it is the same one, connections are kept.
+        itself = (address,)
+
+        def now() -> tuple[Address, ...]:
+            listed = self._services.get(host) or (self._gateways if host in self._hosts else None)
+            return itself if listed is None or not self.synced.is_set() else listed()
+
+        return now
 
     def _note_routes(self, batch: Sequence[Observed]) -> None:
         if any(observed.key.kind == ROUTE for observed in batch):

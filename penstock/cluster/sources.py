@@ -34,7 +34,7 @@ async def compose(frame: Frame) -> Callable[[], str]:
     settings = frame.settings
     store = await frame.store((*BUILTIN_KINDS, *WORKLOADS, *SERVING_KINDS, *SOURCE_KINDS))
     peers = Peers(store, settings.release, routes=True, metrics=frame.metrics)
-    client = Client(places=peers)
+    client = Client(places=peers.places)
     frame.stack.push_async_callback(client.close)
 
     async def run() -> None:

@@ -39,7 +39,7 @@ async def serving(handler: Handler, limits: ServerLimits | None = None) -> Async
 async def client_of(
     limits: ClientLimits | None = None, *, places: Mapping[Address, Places] | None = None
 ) -> AsyncIterator[Client]:
-    client = Client(limits=limits, places=places)
+    client = Client(limits=limits, places=(places or {}).get)
     try:
         yield client
     finally:

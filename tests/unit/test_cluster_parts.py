@@ -17,6 +17,7 @@ from core.control.index import Index
 from core.control.memory import MemoryStore
 from core.control.reconcile import Apply, Delete
 from core.errors import Unavailable
+from core.net.client import Client
 from core.net.types import Address
 from core.resources import Key, ObjectMeta, Resource, owner_reference
 from core.resources.builtin import ENDPOINT_SLICE, POD
@@ -29,9 +30,10 @@ from penstock.cluster.names import SERVICE, RouteNames
 from penstock.cluster.peers import Peers, hosts_of
 from penstock.cluster.process import Frame
 from penstock.cluster.settings import EventLogSettings, LogKind, Release, Settings
-from penstock.process import Ending
+from penstock.process import Ending, running
 from serving.resources import ROUTE
 from tests.support.broker import ask
+from tests.support.http import DEADLINE_S, HOST, Raw, raw_server
 from tests.support.stores import FaultyStore
 from tests.support.virtual_time import run_virtual
 
@@ -41,12 +43,14 @@ HELLO = ("hello.default.svc.cluster.local", 80)
 GATEWAY_HOST = "penstock-gateway.penstock.svc.cluster.local"
 
 
-def endpoint_slice(component: str, *hosts: str, namespace: str = "platform", ready: bool = True) -> Resource:
+def endpoint_slice(
+    component: str, *hosts: str, namespace: str = "platform", ready: bool = True, port: int = 8080
+) -> Resource:
     labels = {"penstock.dev/component": component}
     meta = ObjectMeta(name=f"{component}-{namespace}", namespace=namespace, labels=labels)
     endpoints = [{"addresses": [host], "conditions": {"ready": ready}} for host in hosts]
     return Resource(
-        ref=ENDPOINT_SLICE, meta=meta, body={"endpoints": endpoints, "ports": [{"name": "http", "port": 8080}]}
+        ref=ENDPOINT_SLICE, meta=meta, body={"endpoints": endpoints, "ports": [{"name": "http", "port": port}]}
     )
 
 
@@ -68,7 +72,9 @@ async def settled() -> None:
 
 
 def places(peers: Peers, address: Address) -> tuple[Address, ...]:
-    return peers[address]()
+    where = peers.places(address)
+    assert where is not None
+    return where()
 
 
 def test_a_service_of_the_platform_stands_for_its_ready_pods():
@@ -100,14 +106,14 @@ def test_the_hosts_of_routes_stand_for_gateways_and_all_others_for_themselves():
         following = asyncio.create_task(peers.run())
         await settled()
         other = ("database.default.svc.cluster.local", 5432)
-        where = peers[HELLO]
+        where = peers.places(HELLO)
+        assert where is not None
         assert where() == (HELLO,), "nothing of ours yet"
         made = await store.create(route())
         await settled()
         assert where() == (("10.0.0.1", 8080),), "one that was asked for before the Route was known"
         assert places(peers, other) == (other,)
-        with pytest.raises(KeyError):
-            peers[("10.1.2.3", 8080)]
+        assert peers.places(("10.1.2.3", 8080)) is None
         await store.delete(made.key)
         await settled()
         assert where() == (HELLO,)
@@ -115,6 +121,24 @@ def test_the_hosts_of_routes_stand_for_gateways_and_all_others_for_themselves():
         await asyncio.gather(following, return_exceptions=True)
 
     run_virtual(main())
+
+
+async def test_a_client_asks_the_platforms_pods_by_what_peers_knows_of_them():
+    async def answer(peer: Raw) -> None:
+        await peer.until(b"\r\n\r\n")
+        peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+    store = MemoryStore()
+    async with raw_server(answer) as (address, _):
+        await store.create(endpoint_slice("gateway", address[0], port=address[1]))
+        await store.create(route())
+        peers = Peers(store, RELEASE, routes=True, metrics=Metrics())
+        client = Client(places=peers.places)
+        async with running(peers=peers.run()):
+            await peers.synced.wait()
+            answered = await client.request(HELLO, b"GET", b"/", HOST, b"", timeout_s=DEADLINE_S, max_bytes=2)
+            await client.close()
+    assert answered.body == b"ok"
 
 
 def test_a_route_is_called_by_its_names_in_the_cluster_and_by_those_of_its_urls():
