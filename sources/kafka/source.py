@@ -126,6 +126,8 @@ class KafkaSource:
                     _log.warning("Kafka is away", extra={"facts": {**self._facts(), "error": str(error)}})
                 elif now() - away_since_s >= RECONNECT_AFTER_S:
                     raise
+            # What asks for several things at once may have answered a cancellation with the failure of one of them.
+            raise_if_cancelled()
             await asyncio.sleep(CHECK_EVERY_S)
 
     def _fail(self, error: PenstockError, failures: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -17,13 +18,15 @@ from core.resources import ObjectMeta, Resource
 from sources.checkpoints import MemoryCheckpoints
 from sources.factories import FACTORIES
 from sources.kafka.lane import MAX_AHEAD, UNORDERED_WINDOW
+from sources.kafka.port import Reach
 from sources.kafka.reading import COMMIT_EVERY_S, REVOKED_GRACE_S
 from sources.kafka.records import Place
 from sources.kafka.resources import KAFKA_SOURCE, KafkaSourceSpec, NetShape, SaslShape, SecretKey, SecretValue
 from sources.kafka.source import CHECK_EVERY_S, RECONNECT_AFTER_S, KafkaSource
 from sources.port import Refused
+from tests.support import kafka_cluster
 from tests.support.kafka_cluster import KafkaCluster
-from tests.support.sources import RecordingContext, Rig
+from tests.support.sources import Outlet, RecordingContext, Rig
 from tests.support.sources import running as running_for
 from tests.support.virtual_time import run_virtual
 
@@ -96,6 +99,32 @@ def test_an_event_under_way_may_finish_when_its_partition_is_taken_away() -> Non
             assert cluster.commits == [{PLACE: 1}]
             await rig.until(lambda: len(rig.outlet.events) == 2)
             assert len(rig.outlet.offered) == 2
+
+    run_virtual(main())
+
+
+def test_a_source_ends_even_where_a_failure_at_that_moment_hides_the_cancellation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def main() -> None:
+        cluster, asked = cluster_of(), asyncio.Event()
+        failing = asyncio.get_running_loop().create_future()
+
+        async def reach(member: object) -> dict[Place, Reach]:
+            """As the real one does: of several answers at once, a failure means that there is nothing to tell."""
+            asked.set()
+            with contextlib.suppress(ConnectionError):
+                await asyncio.gather(failing, asyncio.get_running_loop().create_future())
+            return {}
+
+        monkeypatch.setattr(kafka_cluster._Member, "reach", reach)
+        context = RecordingContext()
+        task = asyncio.create_task(source_of(cluster)(context).run(Outlet(context.changed).emit))
+        await asked.wait()
+        failing.set_exception(ConnectionError())
+        task.cancel()
+        await asyncio.wait([task], timeout=10 * CHECK_EVERY_S)
+        assert task.cancelled()
 
     run_virtual(main())
 
