@@ -198,15 +198,15 @@ def test_a_name_server_answers_addresses_aliases_and_that_there_is_no_such_name(
 
 
 def test_a_machines_own_file_systems_are_seen_but_not_those_of_the_kernel_nor_inner_ones_twice():
-    points = ["/", "/proc", "/dev/shm", "/work", "/work/inner", "/etc/hosts", "/data", "/tmp/x"]
+    points = ["/", "/proc", "/dev/shm", "/checkout", "/checkout/inner", "/etc/hosts", "/data", "/tmp/x"]
     mountinfo = "\n".join(f"1 2 0:1 / {point} rw - ext4 d rw" for point in points)
 
-    assert shared_mounts(mountinfo) == ["/data", "/work"]
+    assert shared_mounts(mountinfo) == ["/checkout", "/data"]
 
 
 def test_a_containers_file_system_has_outer_mounts_before_inner_ones(tmp_path):
     mounts = [Mount(source=tmp_path, target="/srv/a/b"), Mount(source=tmp_path, target="/srv/a", read_only=True)]
-    script = root_script(root=tmp_path, hostname="h", mounts=mounts, files={}, shared=["/work"], read_only=False)
+    script = root_script(root=tmp_path, hostname="h", mounts=mounts, files={}, shared=["/checkout"], read_only=False)
 
     binds = [line.split()[-1] for line in script.splitlines() if line.startswith("mount --bind")]
     assert binds == [f"{tmp_path}/root/srv/a", f"{tmp_path}/root/srv/a/b"]
