@@ -137,6 +137,8 @@ class Cluster:
                 names = [f"gateway-{number}" for number in range(count)]
                 await asyncio.gather(*(self._start(name, listener.getsockname()[1]) for name in names))
                 await until(lambda: self._answers(autoscaler), START_TIMEOUT_S)
+                for gateway in self.gateways:
+                    await self._serves(gateway)
                 yield
             finally:
                 await self.client.close()
@@ -194,6 +196,13 @@ class Cluster:
     def _answers(self, autoscaler: Autoscaler) -> bool:
         decisions = autoscaler.decisions("default", "counting")
         return bool(decisions) and decisions[-1].ready >= decisions[-1].desired > 0
+
+    async def _serves(self, gateway: Gateway) -> None:
+        """Wait until it has the tables, as a cluster's readiness probe would."""
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while not gateway.told[200]:
+                await gateway.ask(self.client, 0)
+        gateway.told.clear()
 
     async def kill(self, gateway: Gateway) -> None:
         """kill -9, and what a cluster does once it sees that."""
