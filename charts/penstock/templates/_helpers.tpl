@@ -252,6 +252,9 @@ spec:
             {{- . | trim | nindent 12 }}
             {{- end }}
             {{- end }}
+            {{- with .variables }}
+            {{- . | nindent 12 }}
+            {{- end }}
           ports:
             {{- if .port }}
             - name: http
