@@ -70,7 +70,7 @@ class Kubectl:
         path = folder / "kubeconfig"
         path.write_text(json.dumps(config))
         self._command = [program, f"--kubeconfig={path}", f"--cache-dir={folder / 'cache'}"]
-        self._environment = {**os.environ, "HOME": str(folder), "KUBE_EDITOR": "sed -i s/6$/7/"}
+        self._environment = {**os.environ, "HOME": str(folder), "KUBE_EDITOR": "sed -i /size:/s/6$/7/"}
 
     def __call__(self, *arguments: str, stdin: str = "", fails: bool = False) -> str:
         """Standard output of a command that must succeed; of one that must fail, standard error."""
