@@ -222,9 +222,10 @@ class Dispatcher:
         if isinstance(page, PenstockError):
             self._read_failed(page)
             return
-        wanted = self.trigger.filter
+        wanted, uid = self.trigger.filter, self.trigger.uid
         for record in page.records:
-            if wanted.matches(record.entry.attributes):
+            only = record.entry.only
+            if wanted.matches(record.entry.attributes) if only is None else only.uid == uid:
                 if self._full():
                     self.subscription.skip(record.seq - 1)
                     break
@@ -301,6 +302,10 @@ class Dispatcher:
             delivery = ready[0]
             if delivery.letter is None:
                 target, headers = self._target, self._target_headers
+                only = delivery.record.entry.only
+                if only is not None and only.uri is not None:
+                    target = self._parse(only.uri)
+                    headers = self._headers(target)
                 if target is None:
                     return
             else:
@@ -455,7 +460,8 @@ class Dispatcher:
             self._close(delivery)
         elif self.trigger.wants_sink or self._sink is not None:
             self._note(delivery, status, "retrying", f"{reason} It goes to the dead-letter sink.")
-            uri = self.trigger.subscriber_uri or ""
+            only = delivery.record.entry.only
+            uri = (only and only.uri) or self.trigger.subscriber_uri or ""
             delivery.letter = dead_letter(delivery.record.entry.event(), uri, status, data)
             delivery.attempt = 0
             self._in_flight.discard(delivery)

@@ -59,7 +59,8 @@ class Fanout:
         if index is None:
             return
         dispatchers = self._dispatchers
-        for uid in index.match(record.entry.attributes):
+        only = record.entry.only
+        for uid in index.match(record.entry.attributes) if only is None else (only.uid,):
             dispatcher = dispatchers.get(uid)
             if dispatcher is None:
                 continue

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+from broker.directed import Directed, is_directed
 from broker.dispatch import TTL_ATTRIBUTE
 from broker.log.port import Entry, EventLog, LogFull, Record
 from broker.table import EMPTY, Table
@@ -56,6 +57,7 @@ class Ingress:
         self._doors: dict[bytes, _Door] = {}
         self._accepted: dict[str, Counter] = {}
         self._refused: dict[int, Counter] = {}
+        self._directed = Directed(desk=self, logs=logs, clock=clock, ttl=MAX_TTL)
 
     def swap(self, table: Table) -> None:
         """Take events for the Brokers of this table from now on."""
@@ -65,6 +67,7 @@ class Ingress:
             if log is not None:
                 doors[path] = _Door(broker.key, log)
         self._doors = doors
+        self._directed.swap(table)
         self._table = table
         self._synced = True
 
@@ -88,6 +91,8 @@ class Ingress:
             return collect(exchange, max_bytes=MAX_EVENT_BYTES, then=publish.received, head=head)
         if not self._synced:
             self.refuse(exchange, 503, "The Brokers are not known yet. Try again in a second.", RETRY_AFTER_S)
+        elif door is None and is_directed(path):
+            return self._directed.handle(head, exchange)
         elif door is None and (broker := self._table.paths.get(path.rstrip(b"/"))) is not None:
             text = f"The event log of its class, {broker.log_class}, cannot be had now. Try again in a second."
             self.refuse(exchange, 503, text, RETRY_AFTER_S)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from core.errors import NotFound
+from core.net.names import revision_host
 from core.net.types import Address
 from core.resources import Resource
 from core.resources.endpoints import read_slice
@@ -199,6 +200,9 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
             )
             for revision, spec in _read(revisions, _RevisionSpec, "spec", problems)
         }
+        for key in limits:
+            host = revision_host(key.namespace, key.name).encode()
+            hosts.setdefault(host, RouteTarget.of(str(key), [(key, 1)]))
         table = cls(table=RoutingTable(hosts), limits=limits, endpoints={}, table_problems=tuple(problems), me=me)
         return table.with_slices(slices)
 

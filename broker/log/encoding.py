@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from broker.ledger import Attempt, OutcomeName
+from broker.log.direction import directed_head, split_head
 from broker.log.port import Entry, Record, attributes_of
 from core.errors import Corrupt, InvalidInput
 
@@ -45,7 +46,7 @@ def id_hash(event_id: str) -> int:
 def encode_entry(entry: Entry) -> bytes:
     """The event's bytes. Its position is not in them: the server gives it when it stores them."""
     via = (entry.via or "").encode()
-    head = entry.head
+    head = entry.head if entry.only is None else directed_head(entry.head, entry.only)
     hashed = zlib.crc32(entry.attributes["id"].encode("utf-8", "surrogatepass"))
     at = int(entry.at * 1_000_000)
     fixed = _FIXED.pack(0, hashed, at, entry.cause or 0, entry.ttl, len(via), len(head))[_SUMMED_AFTER:]
@@ -62,11 +63,12 @@ def decode_record(seq: int, broker: str, stored: bytes) -> Record:
         head_at = _FIXED.size + via_length
         data_at = head_at + head_length
         via = stored[_FIXED.size : head_at].decode() or None
-        head = stored[head_at:data_at]
+        head, only = split_head(stored[head_at:data_at])
         attributes = attributes_of(head)
     except (ValueError, IndexError, struct.error, InvalidInput) as error:
         raise Corrupt(f"The event at position {seq} is not what was written: {error}.") from error
-    return Record(seq, Entry(broker, attributes, head, stored[data_at:], at / 1_000_000, ttl, cause or None, via))
+    data = stored[data_at:]
+    return Record(seq, Entry(broker, attributes, head, data, at / 1_000_000, ttl, cause or None, via, only))
 
 
 def arrival_of(stored: bytes) -> float:

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 import msgspec
 
 from broker.ledger import Ledger
+from broker.log.direction import Direction
 from core.errors import PenstockError, Unavailable
 from core.events import CloudEvent, from_http
 
@@ -63,6 +64,7 @@ class Entry(msgspec.Struct, frozen=True):
     as they go on the wire (`core.events.binary_head`), so that a delivery need not encode them; `data` its payload.
     `at` is when it arrived, in seconds since the epoch. `ttl` is how many more times it may come back as a reply.
     `cause` is the position of the event that it replies to, and `via` the uid of the Trigger whose subscriber replied.
+    With `only`, it is for one subscription alone, and `cause` is the position of the event that it repeats.
     """
 
     broker: str
@@ -73,6 +75,7 @@ class Entry(msgspec.Struct, frozen=True):
     ttl: int
     cause: int | None = None
     via: str | None = None
+    only: Direction | None = None
 
     def event(self) -> CloudEvent:
         return CloudEvent(attributes=self.attributes, data=self.data or None)

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from broker.ledger import OUTCOMES, UNDELIVERED
+from broker.log.direction import directed_head, split_head
 from broker.log.port import Entry, Record, attributes_of
 from core.errors import Corrupt, InvalidInput
 
@@ -94,7 +95,7 @@ def encode_event(record: Record, broker: int, via: int | None) -> EventRow:
     """The row of an event; `broker` and `via` are the numbers of its Broker and of the replying subscription."""
     entry = record.entry
     at = int(entry.at * 1_000_000)
-    head, data = entry.head, entry.data
+    head, data = entry.head if entry.only is None else directed_head(entry.head, entry.only), entry.data
     crc = _checksum(record.seq, at, entry.ttl, entry.cause, via, head, data)
     hashed = zlib.crc32(entry.attributes["id"].encode("utf-8", "surrogatepass"))
     return record.seq, broker, at, entry.ttl, crc, hashed, entry.cause, via, head, data
@@ -106,10 +107,11 @@ def record_of(row: tuple[Any, ...], broker: str, via: str | None) -> Record:
     try:
         if _checksum(seq, at, ttl, cause, via_number, head, data) != crc:
             raise Corrupt(f"The event at position {seq} is not what was written: its checksum differs.")
+        head, only = split_head(head)
         attributes = attributes_of(head)
     except (TypeError, ValueError, struct.error, InvalidInput) as error:
         raise Corrupt(f"The event at position {seq} is not what was written: {error}.") from error
-    return Record(seq, Entry(broker, attributes, head, data, at / 1_000_000, ttl, cause, via))
+    return Record(seq, Entry(broker, attributes, head, data, at / 1_000_000, ttl, cause, via, only))
 
 
 def pack_open(seqs: Iterable[int]) -> bytes:

@@ -1,18 +1,23 @@
 """Senders route by name, not by DNS: the cluster's names lead to the platform's own listeners.
 
-``<service>.<namespace>.svc.cluster.local`` and ``<service>.<namespace>.localhost`` lead to the gateway,
+``<service>.<namespace>.svc.cluster.local`` and ``<service>.<namespace>.localhost`` lead to the gateway, and so does
+``<revision>.<namespace>.revision.localhost``, where a revision answers whatever traffic its Route gives it;
 ``broker-ingress.*`` to the broker's ingress; the Host header keeps the name. Every other name is left to DNS.
 """
 
 from __future__ import annotations
 
+from typing import Final
 from urllib.parse import SplitResult, quote, urlsplit
 
 import msgspec
 
 from core.net.types import Address
 
-__all__ = ["Names", "Target"]
+__all__ = ["REVISION_SUFFIX", "Names", "Target", "revision_host"]
+
+#: Of the hosts of single revisions. One label longer than a Route's host, so that no Route can have it.
+REVISION_SUFFIX: Final = ".revision.localhost"
 
 # What a path may hold beside letters, digits and "-._~" (RFC 3986, 3.3), and "%" because escapes stay as they are.
 _KEPT = "/%:@!$&'()*+,;="
@@ -55,6 +60,11 @@ class Names(msgspec.Struct, frozen=True, kw_only=True):
         if hostname.startswith("broker-ingress."):
             return self.broker
         return self.gateway
+
+
+def revision_host(namespace: str, name: str) -> str:
+    """The host at which the gateway serves one revision, with traffic of its Route or without."""
+    return f"{name}.{namespace}{REVISION_SUFFIX}"
 
 
 def _host(parts: SplitResult) -> str:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from core.control.addresses import ListedAddresses
 from core.control.cache import Follower, Observed
 from core.control.port import ResourceStore
+from core.net.names import REVISION_SUFFIX
 from core.net.types import Address, Places
 from core.resources import KindRef, Resource
 from core.resources.builtin import ENDPOINT_SLICE
@@ -39,8 +40,8 @@ INGRESS: Final = "broker-ingress"
 class Peers:
     """Which of the platform's own listeners an address with a name as its host stands for.
 
-    With `routes`, the hosts of Routes stand for the gateways; without, only the release's own Services are known. `run`
-    it in a task that its owner keeps.
+    With `routes`, the hosts of Routes and of revisions stand for the gateways; without, only the release's own Services
+    are known. `run` it in a task that its owner keeps.
     """
 
     def __init__(self, store: ResourceStore, release: Release, *, routes: bool, metrics: Metrics) -> None:
@@ -54,6 +55,7 @@ class Peers:
             release.host(release.ingress): listed(INGRESS),
         }
         self._hosts: frozenset[str] = frozenset()
+        self._routes = routes
         kinds: tuple[KindRef, ...] = (ENDPOINT_SLICE, ROUTE) if routes else (ENDPOINT_SLICE,)
         self._follower = Follower(store, kinds, namespaces={ENDPOINT_SLICE: release.namespace}, metrics=metrics)
         for addresses in self._services.values():
@@ -78,10 +80,13 @@ class Peers:
         itself = (address,)
 
         def now() -> tuple[Address, ...]:
-            listed = self._services.get(host) or (self._gateways if host in self._hosts else None)
+            listed = self._services.get(host) or (self._gateways if self._is_routed(host) else None)
             return itself if listed is None or not self.synced.is_set() else listed()
 
         return now
+
+    def _is_routed(self, host: str) -> bool:
+        return host in self._hosts or (self._routes and host.endswith(REVISION_SUFFIX))
 
     def _note_routes(self, batch: Sequence[Observed]) -> None:
         if any(observed.key.kind == ROUTE for observed in batch):

@@ -4,9 +4,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+import msgspec
 import pytest
 
 from broker.ledger import Attempt
+from broker.log.direction import Direction
 from broker.log.port import Entry, EventLog, Page, Position, Record
 from core.errors import Overloaded, PenstockError
 from core.events import CloudEvent, binary_head
@@ -91,6 +93,20 @@ class EventLogSuite:
         assert sorted(record.seq for record in records) == [record.seq for record in records]
         assert page.through == log.last() == records[-1].seq
         assert not page.more
+
+    async def test_whom_an_event_is_for_is_kept_with_it(self, log: EventLog):
+        plain = entry("a", subject="x")
+        given = [
+            msgspec.structs.replace(plain, only=Direction("uid-1"), cause=7),
+            msgspec.structs.replace(plain, only=Direction("uid-2", "http://b-1.default.svc.cluster.local/"), data=b""),
+            plain,
+        ]
+        told: list[Entry] = []
+        log.tail(lambda record: told.append(record.entry))
+        records = await append(log, *given)
+        assert [record.entry for record in (await read(log)).records] == given
+        assert [record.entry for record in (await pick(log, [record.seq for record in records])).records] == given
+        assert told == given
 
     async def test_a_new_log_is_empty(self, log: EventLog):
         assert log.last() == 0

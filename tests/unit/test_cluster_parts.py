@@ -113,6 +113,7 @@ def test_the_hosts_of_routes_stand_for_gateways_and_all_others_for_themselves():
         await settled()
         assert where() == (("10.0.0.1", 8080),), "one that was asked for before the Route was known"
         assert places(peers, other) == (other,)
+        assert places(peers, ("hello-1.default.revision.localhost", 80)) == (("10.0.0.1", 8080),)
         assert peers.places(("10.1.2.3", 8080)) is None
         await store.delete(made.key)
         await settled()

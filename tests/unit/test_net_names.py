@@ -16,6 +16,7 @@ GATEWAY, BROKER = NAMES.gateway, NAMES.broker
         ("http://scan.default.svc.cluster.local", GATEWAY, b"scan.default.svc.cluster.local", b"/"),
         ("http://scan.default.svc.cluster.local/a?b=c", GATEWAY, b"scan.default.svc.cluster.local", b"/a?b=c"),
         ("http://scan.default.localhost:8080/", GATEWAY, b"scan.default.localhost:8080", b"/"),
+        ("http://scan-1.default.revision.localhost/", GATEWAY, b"scan-1.default.revision.localhost", b"/"),
         ("http://broker-ingress.ns.svc.cluster.local/ns/b", BROKER, b"broker-ingress.ns.svc.cluster.local", b"/ns/b"),
         ("http://broker-ingress.localhost:8080/ns/b", BROKER, b"broker-ingress.localhost:8080", b"/ns/b"),
         ("http://example.com", ("example.com", 80), b"example.com", b"/"),

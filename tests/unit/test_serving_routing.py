@@ -371,3 +371,16 @@ def test_new_slices_leave_table_and_limits_as_they_are() -> None:
     assert second.limits is first.limits
     assert [endpoint.address[0] for endpoint in second.endpoints[RevisionKey("shop", "app-1")]] == ["10.0.0.2"]
     assert len(second.problems) == 1
+
+
+def test_a_revision_has_a_host_of_its_own_with_traffic_or_without():
+    table = Snapshot.build(
+        routes=[route("app", {"revisionName": "app-2", "percent": 100})],
+        revisions=[revision("app-1"), revision("app-2")],
+        slices=[],
+    ).table
+    for name in ("app-1", "app-2"):
+        target = table.lookup(f"{name}.shop.revision.localhost:8080".encode())
+        assert target.choices == (RevisionKey("shop", name),)
+    with pytest.raises(NotFound):
+        table.lookup(b"app-3.shop.revision.localhost")
