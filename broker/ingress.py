@@ -17,8 +17,17 @@ from broker.log.port import Entry, EventLog, LogFull, Record
 from broker.table import EMPTY, Table
 from core.clock import Clock
 from core.errors import InvalidInput, Overloaded, PenstockError
-from core.events import CloudEvent, binary_head, with_binary_head
-from core.limits import MAX_EVENT_BYTES
+from core.events import (
+    CloudEvent,
+    TooLarge,
+    UnknownFormat,
+    batch_type,
+    binary_head,
+    from_batch,
+    in_batch,
+    with_binary_head,
+)
+from core.limits import MAX_ATTRIBUTES, MAX_ATTRIBUTES_BYTES, MAX_BATCH_BYTES, MAX_EVENT_BYTES
 from core.net.body import IGNORE, collect
 from core.net.pages import HEALTH, METRICS
 from core.net.types import BodySink, Exchange, Handler, Headers, RequestHead
@@ -37,6 +46,15 @@ RETRY_AFTER_S: Final = 1.0
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 _ALLOW: Final = (b"allow", b"POST, OPTIONS")
 _ACCEPTED: Final[Headers] = []
+#: "*" and no rate: any origin may send, as fast as it likes (webhook specification, section 4.2). Permission is given
+#: in this answer; the callback that a sender may name is never called, so that nobody can have the platform call an
+#: address of theirs. Batches are solicited (HTTP binding, section 1.3) by the header that says what POST takes.
+_HANDSHAKE: Final[Headers] = [
+    _ALLOW,
+    (b"accept-post", b"*/*, application/cloudevents+json, application/cloudevents-batch+json"),
+    (b"webhook-allowed-origin", b"*"),
+    (b"webhook-allowed-rate", b"*"),
+]
 _TTL_HEADER: Final = b"ce-" + TTL_ATTRIBUTE.encode()
 
 
@@ -75,9 +93,15 @@ class Ingress:
         """A `core.net.types.Handler`."""
         door = self._doors.get(head.target)
         if door is not None and head.method == b"POST":
-            publish = _Publish(self, door, head, exchange)
-            return collect(exchange, max_bytes=MAX_EVENT_BYTES, then=publish.received, head=head)
+            return self._receive(door, head, exchange)
         return self._other(head, exchange)
+
+    def _receive(self, door: _Door, head: RequestHead, exchange: Exchange) -> BodySink:
+        publish = _Publish(self, door, head, exchange)
+        length, most = head.content_length, MAX_EVENT_BYTES
+        if (length is None or length > most) and batch_type(head.headers) is not None:
+            most = MAX_BATCH_BYTES
+        return collect(exchange, max_bytes=most, then=publish.received, head=head)
 
     # ---- everything but the common case
 
@@ -87,8 +111,7 @@ class Ingress:
             return self._pages(head, exchange)
         door = self._doors.get(path.rstrip(b"/"))
         if door is not None and head.method == b"POST":
-            publish = _Publish(self, door, head, exchange)
-            return collect(exchange, max_bytes=MAX_EVENT_BYTES, then=publish.received, head=head)
+            return self._receive(door, head, exchange)
         if not self._synced:
             self.refuse(exchange, 503, "The Brokers are not known yet. Try again in a second.", RETRY_AFTER_S)
         elif door is None and is_directed(path):
@@ -100,9 +123,7 @@ class Ingress:
             text = f"There is no Broker at {_shown(path)}. Send events to /<namespace>/<broker> of one that exists."
             self.refuse(exchange, 404, text)
         elif head.method == b"OPTIONS":
-            # "*" and no rate: any origin may send, as fast as it likes (webhook specification, section 4.2).
-            allowed = [_ALLOW, (b"webhook-allowed-origin", b"*"), (b"webhook-allowed-rate", b"*")]
-            exchange.respond(200, allowed)
+            exchange.respond(200, _HANDSHAKE)
         else:
             self._count_refused(405)
             exchange.respond(405, [_ALLOW, _TEXT], b"Send events with POST.\n")
@@ -114,16 +135,44 @@ class Ingress:
         """A whole request for a Broker has arrived."""
         try:
             event, encoded = with_binary_head(headers, body)
-            ttl = MAX_TTL
-            if TTL_ATTRIBUTE in event.attributes:
-                event, ttl = _take_ttl(event)
-                encoded = binary_head(event)
+            entry = self._entry(door, event, encoded)
         except InvalidInput as error:
-            status = 415 if _is_other_format(headers) else 400
-            self.refuse(publish.exchange, status, str(error))
+            content_type = batch_type(headers)
+            if content_type is None:
+                self.refuse(publish.exchange, _status_of(error), str(error))
+            else:
+                self._publish_batch(door, content_type, body, publish.exchange)
             return
-        entry = Entry(door.broker, event.attributes, encoded, event.data or b"", self._clock.now(), ttl)
         door.log.append(entry, publish.stored)
+
+    def _entry(self, door: _Door, event: CloudEvent, encoded: bytes) -> Entry:
+        """The event as it is kept. Raises InvalidInput where it may not pass."""
+        ttl = MAX_TTL
+        if TTL_ATTRIBUTE in event.attributes:
+            event, ttl = _take_ttl(event)
+            encoded = binary_head(event)
+        if len(encoded) > MAX_ATTRIBUTES_BYTES or len(event.attributes) > MAX_ATTRIBUTES:
+            raise TooLarge(
+                f"The event's {len(event.attributes)} attributes have {len(encoded)} bytes as headers, and at most "
+                f"{MAX_ATTRIBUTES} with {MAX_ATTRIBUTES_BYTES} bytes are taken: put what is large into its data."
+            )
+        return Entry(door.broker, event.attributes, encoded, event.data or b"", self._clock.now(), ttl)
+
+    def _publish_batch(self, door: _Door, content_type: bytes, body: bytes, exchange: Exchange) -> None:
+        """Every event of the batch is valid, or none is stored."""
+        entries = []
+        try:
+            for event in from_batch(content_type, body):
+                try:
+                    entries.append(self._entry(door, event, binary_head(event)))
+                except InvalidInput as error:
+                    raise in_batch(len(entries), error) from error
+        except InvalidInput as error:
+            self.refuse(exchange, _status_of(error), str(error))
+            return
+        batch = _Batch(self, door.broker, len(entries), exchange)
+        for entry in entries:
+            door.log.append(entry, batch.stored)
 
     def accepted(self, broker: str) -> None:
         counter = self._accepted.get(broker)
@@ -133,11 +182,11 @@ class Ingress:
             self._accepted[broker] = counter
         counter.value += 1
 
-    def refused(self, exchange: Exchange, error: PenstockError) -> None:
+    def refused(self, exchange: Exchange, error: PenstockError, more: str = "") -> None:
         """The log did not take the event."""
         status = 507 if isinstance(error, LogFull) else 503
         after_s = error.retry_after_s if isinstance(error, Overloaded) else RETRY_AFTER_S
-        self.refuse(exchange, status, str(error), after_s)
+        self.refuse(exchange, status, f"{error}{more}", after_s)
 
     def refuse(self, exchange: Exchange, status: int, text: str, retry_after_s: float | None = None) -> None:
         self._count_refused(status)
@@ -185,6 +234,44 @@ class _Publish:
             self._ingress.refused(self.exchange, result)
 
 
+class _Batch:
+    """The events of one POST on their way into the log. It is accepted once all of them are stored."""
+
+    __slots__ = ("_broker", "_error", "_exchange", "_ingress", "_size", "_stored", "_waits")
+
+    def __init__(self, ingress: Ingress, broker: str, size: int, exchange: Exchange) -> None:
+        self._ingress = ingress
+        self._broker = broker
+        self._exchange = exchange
+        self._size = self._waits = size
+        self._stored = 0
+        self._error: PenstockError | None = None
+        if not size:  # nothing to store is no error (JSON event format, section 4.3)
+            exchange.respond(202, _ACCEPTED)
+
+    def stored(self, result: Record | PenstockError) -> None:
+        self._waits -= 1
+        if isinstance(result, Record):
+            self._stored += 1
+            self._ingress.accepted(self._broker)
+        elif self._error is None or isinstance(result, LogFull):
+            self._error = result
+        if self._waits:
+            return
+        if self._error is None:
+            self._exchange.respond(202, _ACCEPTED)
+            return
+        # Delivered at least once, as ever: what is stored is delivered, and again when the sender repeats it.
+        more = f" Of the batch's {self._size} events {self._stored} are stored: send the whole batch again."
+        self._ingress.refused(self._exchange, self._error, more)
+
+
+def _status_of(error: InvalidInput) -> int:
+    if isinstance(error, UnknownFormat):
+        return 415
+    return 413 if isinstance(error, TooLarge) else 400
+
+
 def _take_ttl(event: CloudEvent) -> tuple[CloudEvent, int]:
     """The event without its hop limit, and what is left of it: it goes down by one with every Broker it passes, and one
     that is no number counts as absent (knative/eventing `pkg/broker/ttl.go`). Raises InvalidInput where it is used up.
@@ -198,15 +285,6 @@ def _take_ttl(event: CloudEvent) -> tuple[CloudEvent, int]:
     if ttl <= 0:
         raise InvalidInput(f"The event has passed too many Brokers: its {TTL_ATTRIBUTE} is {text}.")
     return CloudEvent(attributes=attributes, data=event.data), ttl
-
-
-def _is_other_format(headers: Headers) -> bool:
-    """Whether the body is a CloudEvent in a format or mode that is not taken here."""
-    for name, value in headers:
-        if name == b"content-type":
-            media = value.partition(b";")[0].strip().lower()
-            return media.startswith(b"application/cloudevents") and media != b"application/cloudevents+json"
-    return False
 
 
 def _retry_after(seconds: float) -> tuple[bytes, bytes]:

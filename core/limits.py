@@ -13,6 +13,16 @@ MAX_HEADERS: Final = 200
 #: One event. CloudEvents 1.0.2 requires 64 KiB to be forwarded; Kafka's and Knative's default is 1 MiB.
 MAX_EVENT_BYTES: Final = 1024 * 1024
 
+#: A batch of events in one request: as many as are read without holding up other senders (some 10 ms).
+MAX_BATCH_EVENTS: Final = 1000
+
+#: A batch of events as JSON: several of the largest events, and little enough that many senders may do so at once.
+MAX_BATCH_BYTES: Final = 4 * MAX_EVENT_BYTES
+
+#: An event's attributes as headers: what is left of a head for the other ones of a delivery.
+MAX_ATTRIBUTES_BYTES: Final = MAX_HEAD_BYTES - 4 * 1024
+MAX_ATTRIBUTES: Final = MAX_HEADERS - 20
+
 #: One resource as JSON; etcd's (and so Kubernetes') limit is 1.5 MiB.
 MAX_RESOURCE_BYTES: Final = 1536 * 1024
 

@@ -10,7 +10,7 @@ from broker.log.port import LogFull, Page, Record
 from broker.resources import DEFAULT_CLASS
 from broker.table import TableBuilder
 from core.errors import Overloaded, PenstockError, Unavailable
-from core.limits import MAX_EVENT_BYTES
+from core.limits import MAX_ATTRIBUTES, MAX_ATTRIBUTES_BYTES, MAX_BATCH_BYTES, MAX_EVENT_BYTES
 from core.net.pages import HEALTH, Pages
 from core.net.types import Headers
 from core.telemetry import Metrics
@@ -18,6 +18,7 @@ from tests.support.broker import Spoken, ask, binary, broker
 from tests.support.virtual_time import VirtualClock, run_virtual
 
 STRUCTURED = [(b"content-type", b"application/cloudevents+json; charset=utf-8")]
+BATCH = [(b"content-type", b"application/cloudevents-batch+json")]
 EVENT = b'{"specversion":"1.0","id":"s1","source":"/test","type":"test.made","data":{"n": 1}}'
 
 
@@ -92,11 +93,65 @@ def test_the_path_names_the_broker(target: str):
         pytest.param(
             "POST",
             "/default/default",
-            [(b"content-type", b"application/cloudevents-batch+json")],
-            b"[]",
+            BATCH,
+            b"[" + EVENT + b', {"id": ""}]',
+            400,
+            b"Nothing of the batch is stored. Its event at index 1: The event is invalid: id: is required",
+            id="batch with what is no event",
+        ),
+        pytest.param(
+            "POST",
+            "/default/default",
+            BATCH,
+            b"[" + EVENT + b"," + EVENT[:-1] + b', "knativebrokerttl": "1"}]',
+            400,
+            b"at index 1: The event has passed too many Brokers",
+            id="batch with a hop limit",
+        ),
+        pytest.param(
+            "POST", "/default/default", BATCH, b"[" + EVENT, 400, b"not a JSON array", id="batch that is cut off"
+        ),
+        pytest.param(
+            "POST", "/default/default", BATCH, b"[%b]" % b",".join([EVENT] * 1001), 413, b"1001 events", id="many"
+        ),
+        pytest.param(
+            "POST", "/default/default", BATCH, bytes(MAX_BATCH_BYTES + 1), 413, b"4194304", id="batch too large"
+        ),
+        pytest.param(
+            "POST",
+            "/default/default",
+            [(b"content-type", b"application/cloudevents-batch+avro")],
+            b"x",
             415,
-            b"batch",
-            id="batch",
+            b"avro",
+            id="batch of another format",
+        ),
+        pytest.param(
+            "POST",
+            "/default/default",
+            [*binary("x"), (b"content-encoding", b"gzip")],
+            b"x",
+            415,
+            b"Content-Encoding gzip",
+            id="coded",
+        ),
+        pytest.param(
+            "POST",
+            "/default/default",
+            binary("x", large="x" * MAX_ATTRIBUTES_BYTES),
+            b"",
+            413,
+            b"attributes have 61",
+            id="large attributes",
+        ),
+        pytest.param(
+            "POST",
+            "/default/default",
+            STRUCTURED,
+            EVENT[:-1] + b"".join(b',"x%d":1' % n for n in range(MAX_ATTRIBUTES)) + b"}",
+            413,
+            b"185 attributes",
+            id="many attributes",
         ),
         pytest.param(
             "POST",
@@ -147,13 +202,102 @@ def test_a_hop_limit_goes_down_and_is_kept_beside_the_event(sent: str, kept: int
     run_virtual(main())
 
 
-def test_options_says_what_is_allowed():
+def event(event_id: str) -> bytes:
+    return EVENT.replace(b'"s1"', f'"{event_id}"'.encode())
+
+
+def test_a_batch_is_answered_202_only_once_all_its_events_are_stored():
     async def main() -> None:
-        ingress, _, _ = make()
-        exchange = ask(ingress.handle, headers=[], body=b"", method="OPTIONS")
-        assert exchange.status == 200
+        ingress, log, metrics = make()
+        body = b"[" + b",".join(event(f"s{n}") for n in range(1000)) + b"]"
+        exchange = ask(ingress.handle, headers=BATCH, body=body)
+        assert exchange.status == 0, "answered before it was durable"
+        await answered(exchange)
+        assert (exchange.status, exchange.body) == (202, b"")
+        records = await stored(log)
+        assert [record.entry.attributes["id"] for record in records] == [f"s{n}" for n in range(100)]
+        assert {record.entry.data for record in records} == {b'{"n": 1}'}
+        assert 'penstock_broker_events_accepted_total{broker="default/default"} 1000' in metrics.expose()
+
+    run_virtual(main())
+
+
+def test_a_batch_may_be_larger_than_an_event_and_may_be_empty():
+    async def main() -> None:
+        ingress, log, _ = make()
+        large = EVENT.replace(b"1}}", b"1" * (MAX_EVENT_BYTES - 1000) + b"}}")
+        assert (await answered(ask(ingress.handle, headers=BATCH, body=b"[%b,%b]" % (large, large)))).status == 202
+        assert (await answered(ask(ingress.handle, headers=BATCH, body=b"[]"))).status == 202
+        assert len(await stored(log)) == 2
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(
+    ("errors", "status", "says"),
+    [
+        pytest.param(
+            {1: Overloaded("Too much waits.", 2.5)}, 503, b"Too much waits. Of the batch's 3 events 2 are", id="one"
+        ),
+        pytest.param(
+            {0: Unavailable("Away."), 2: LogFull("No room.")}, 507, b"No room. Of the batch's 3 events 1", id="two"
+        ),
+        pytest.param(dict.fromkeys(range(3), Unavailable("Away.")), 503, b"3 events 0 are stored", id="all"),
+    ],
+)
+def test_a_batch_of_which_a_part_could_not_be_stored_is_to_be_sent_again(
+    errors: dict[int, PenstockError], status: int, says: bytes
+):
+    class Refusing(MemoryLog):
+        offered = 0
+
+        def append(self, entry, then):
+            number, self.offered = self.offered, self.offered + 1
+            if number in errors:
+                then(errors[number])
+            else:
+                super().append(entry, then)
+
+    async def main() -> None:
+        ingress, log, _ = make(Refusing())
+        body = b"[" + b",".join(event(f"s{n}") for n in range(3)) + b"]"
+        exchange = await answered(ask(ingress.handle, headers=BATCH, body=body))
+        assert exchange.status == status
+        assert says in exchange.body
+        assert exchange.body.endswith(b"send the whole batch again.\n")
+        assert exchange.header(b"retry-after") is not None
+        assert len(await stored(log)) == 3 - len(errors)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param([], id="alone"),
+        pytest.param([(b"webhook-request-origin", b"sender.example")], id="origin"),
+        pytest.param(
+            [
+                (b"webhook-request-origin", b"sender.example"),
+                (b"webhook-request-rate", b"120"),
+                (b"webhook-request-callback", b"http://127.0.0.1:1/confirm"),
+            ],
+            id="origin, rate and callback",
+        ),
+    ],
+)
+@pytest.mark.parametrize("target", ["/default/default", "/default/default/?x=1"])
+def test_options_says_what_is_allowed_and_grants_every_sender_every_rate(asked: Headers, target: str):
+    async def main() -> None:
+        ingress, log, _ = make()
+        exchange = ask(ingress.handle, target, headers=asked, body=b"", method="OPTIONS")
+        assert (exchange.status, exchange.body) == (200, b"")
         assert exchange.header(b"allow") == b"POST, OPTIONS"
         assert exchange.header(b"webhook-allowed-origin") == b"*"
+        assert exchange.header(b"webhook-allowed-rate") == b"*"
+        assert b"application/cloudevents-batch+json" in (exchange.header(b"accept-post") or b"")
+        assert ask(ingress.handle, "/default/none", headers=asked, body=b"", method="OPTIONS").status == 404
+        assert await stored(log) == []
 
     run_virtual(main())
 

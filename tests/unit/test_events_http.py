@@ -11,14 +11,19 @@ from hypothesis import strategies as st
 from core.errors import InvalidInput
 from core.events import (
     CloudEvent,
+    TooLarge,
+    UnknownFormat,
     binary_head,
+    from_batch,
     from_http,
     is_event,
     new_event,
+    to_batch,
     to_binary,
     to_structured,
     with_binary_head,
 )
+from core.limits import MAX_BATCH_EVENTS, MAX_EVENT_BYTES
 
 BASE = {"specversion": "1.0", "id": "1", "source": "/here", "type": "a.b"}
 BASE_HEADERS = [(f"ce-{name}".encode(), value.encode()) for name, value in BASE.items()]
@@ -145,6 +150,34 @@ def structured(**members) -> tuple[list[tuple[bytes, bytes]], bytes]:
         pytest.param([(b"content-type", b"application/cloudevents+json")], b"[", "not a JSON object", id="broken JSON"),
         pytest.param([(b"content-type", b"application/cloudevents+avro")], b"", "not supported", id="unknown format"),
         pytest.param([(b"content-type", b"application/cloudevents-batch+json")], b"[]", "batch", id="batch"),
+        pytest.param(*structured(datacontenttype="text/plain", data={"n": 1}), "data: must be a string", id="no text"),
+        pytest.param(*structured(datacontenttype="text/plain;charset=us-ascii", data="é"), "cannot be", id="no ASCII"),
+        pytest.param(*structured(datacontenttype="text/plain;charset=rot13", data="é"), "not known", id="no charset"),
+        pytest.param(*structured(datacontenttype=" text/plain", data="é"), "media type", id="type with a space"),
+        pytest.param(*structured(datacontenttype="té/xt", data="é"), "media type", id="type that is not ASCII"),
+        pytest.param(*structured(data_base64=7), "must be a string", id="base64 that is a number"),
+        pytest.param(*structured(data_base64="Yé=="), "Base64", id="base64 that is not ASCII"),
+        pytest.param(
+            [(b"content-type", b"application/cloudevents+json")] * 2, b"{}", "given once", id="structured, two types"
+        ),
+        pytest.param(
+            [(b"content-type", b"application/cloudevents+json")],
+            b'{"specversion":"1.0","id":"1","source":"/","type":"t","data":"\xff"}',
+            "utf-8",
+            id="bytes that are not UTF-8",
+        ),
+        pytest.param(
+            [(b"content-type", b"application/cloudevents+json")],
+            b'{"specversion":"1.0","id":"1","source":"/","type":"t","n":1e999}',
+            "32-bit",
+            id="number beyond all bounds",
+        ),
+        pytest.param(
+            [(b"content-type", b"application/cloudevents+json")],
+            b'{"data":' + b"[" * 200_000,
+            "not a JSON object",
+            id="deeper than can be read",
+        ),
     ],
 )
 def test_an_invalid_event_is_refused_with_the_reason(headers, body, says):
@@ -169,6 +202,124 @@ def test_attribute_types_become_their_canonical_strings_and_null_means_absent():
 def test_text_data_of_a_structured_event_is_its_text():
     event = from_http(*structured(datacontenttype="text/plain", data="höhe"))
     assert event.data == "höhe".encode()
+
+
+@pytest.mark.parametrize(
+    ("kind", "sent", "data"),
+    [
+        pytest.param("text/plain;charset=iso-8859-1", "höhe", "höhe".encode("latin-1"), id="Latin 1"),
+        pytest.param(
+            'text/xml; a="b"; Charset="UTF-16LE"', "hö", "hö".encode("utf-16-le"), id="quoted and in capitals"
+        ),
+        pytest.param("text/plain", "", b"", id="empty text"),
+        pytest.param("text/plain", None, None, id="null that is no text"),
+        pytest.param("application/json", None, b"null", id="null that is JSON"),
+        pytest.param("application/ld+json", "text", b'"text"', id="a JSON string"),
+        pytest.param("application/json; charset=utf-8", [1.5], b"[1.5]", id="JSON in UTF-8"),
+    ],
+)
+def test_data_of_a_structured_event_is_in_the_charset_of_its_media_type(kind, sent, data):
+    assert from_http(*structured(datacontenttype=kind, data=sent)).data == data
+
+
+def test_json_data_in_another_charset_is_the_same_json_value():
+    members = json.dumps({**BASE, "datacontenttype": "text/json;charset=iso-8859-15"})[:-1]
+    body = f'{members}, "data": {{"é": "€ 😀"}}}}'.encode()
+    event = from_http([(b"content-type", b"application/cloudevents+json")], body)
+    assert json.loads(event.data.decode("iso-8859-15")) == {"é": "€ 😀"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "member"),
+    [
+        pytest.param("application/json", b'{"n":1e999, "n": 0.10}', '"data":{"n":1e999, "n": 0.10}', id="JSON"),
+        pytest.param("Text/JSON;a=b", b"[]", '"data":[]', id="JSON with a parameter"),
+        pytest.param("application/json", b'{"n":', '"data_base64":"eyJuIjo="', id="no JSON"),
+        pytest.param("application/json", b'"\xff"', '"data_base64":"Iv8i"', id="JSON that is not UTF-8"),
+        pytest.param("application/json;charset=iso-8859-1", b'"\xc3\xa9"', '"data_base64":"IsOpIg=="', id="Latin 1"),
+        pytest.param("text/plain", "höhe".encode(), '"data":"höhe"', id="text"),
+        pytest.param("text/plain", b"\xff", '"data_base64":"/w=="', id="text that is not UTF-8"),
+        pytest.param("TEXT/plain;charset=latin-1", b"\xc3\xa9", '"data_base64":"w6k="', id="charset by another name"),
+        pytest.param("text/plain;charset=iso-8859-1", b"\xc3\xa9", '"data":"Ã©"', id="text in Latin 1"),
+        pytest.param("text/plain;charset=utf-16", b"\xfe\xff\0a", '"data_base64":"/v8AYQ=="', id="byte order mark"),
+        pytest.param(None, b"{}", '"data_base64":"e30="', id="no media type"),
+    ],
+)
+def test_data_goes_into_structured_mode_so_that_it_comes_back_as_it_was(kind, data, member):
+    event = CloudEvent.of({**BASE, **({} if kind is None else {"datacontenttype": kind})}, data)
+    message = to_structured(event)
+    assert member.encode() in message[1]
+    assert from_http(*message) == event
+
+
+def test_a_null_in_place_of_base64_is_no_data():
+    assert from_http(*structured(data_base64=None)).data is None
+    assert from_http(*structured(data_base64=None, data=1)).data == b"1"
+
+
+def test_headers_of_a_structured_event_say_nothing_about_it():
+    headers, body = structured(data=1)
+    noise = [(b"ce-id", b"other"), (b"ce-id", b"twice"), (b"ce-datacontenttype", b"x/y"), (b"ce-my_ext", b"1")]
+    for message in ([*noise, *headers], [*headers, *noise]):
+        assert from_http(message, body).id == "1"
+
+
+@pytest.mark.parametrize("coded", [[(b"content-encoding", b"gzip")], [(b"content-encoding", b"identity, br")]])
+def test_a_coded_body_is_refused_because_nobody_could_tell_from_the_event_that_it_is(coded):
+    headers, body = structured()
+    for message in ([*BASE_HEADERS, *coded], [*coded, *BASE_HEADERS], [*coded, *headers], [*headers, *coded]):
+        with pytest.raises(UnknownFormat, match="Content-Encoding"):
+            from_http(message, body)
+    assert from_http([*BASE_HEADERS, (b"content-encoding", b"Identity")], b"x").data == b"x"
+
+
+@pytest.mark.parametrize("charset", ["utf-16", "iso-8859-1"])
+def test_json_in_another_charset_than_utf_8_is_another_format(charset):
+    with pytest.raises(UnknownFormat, match="RFC 8259"):
+        from_http([(b"content-type", f"application/cloudevents+json; charset={charset}".encode())], b"{}")
+    assert from_http([(b"content-type", b"application/cloudevents+json;charset=UTF8")], structured()[1]).id == "1"
+
+
+# --- batches
+
+BATCH = b"application/cloudevents-batch+json"
+
+
+@given(st.lists(events, max_size=5))
+def test_a_batch_gives_back_the_same_events_in_their_order(sent):
+    headers, body = to_batch(sent)
+    assert from_batch(dict(headers)[b"content-type"], body) == sent
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "error", "says"),
+    [
+        pytest.param(BATCH, b"{}", InvalidInput, "not a JSON array", id="an object"),
+        pytest.param(BATCH, b"[1]", InvalidInput, "at index 0: The event is not a JSON object", id="a number in it"),
+        pytest.param(BATCH, b"[{}]", InvalidInput, r"at index 0: The event is invalid: id: is required", id="no event"),
+        pytest.param(BATCH, b"[" + structured()[1], InvalidInput, "not a JSON array", id="cut off"),
+        pytest.param(BATCH + b"; charset=utf-16", b"[]", UnknownFormat, "charset", id="charset"),
+        pytest.param(b"application/cloudevents-batch+avro", b"[]", UnknownFormat, "not supported", id="format"),
+        pytest.param(BATCH, b"[%b]" % b",".join([b"{}"] * 1001), TooLarge, "1001 events", id="too many"),
+        pytest.param(
+            BATCH,
+            b'[{"data":"' + b"x" * MAX_EVENT_BYTES + b'"}]',
+            TooLarge,
+            "at index 0: The event has 10485[0-9]+ bytes",
+            id="a large one",
+        ),
+    ],
+)
+def test_a_batch_with_an_event_that_is_none_is_refused_with_its_place(kind, body, error, says):
+    assert MAX_BATCH_EVENTS == 1000
+    with pytest.raises(error, match=says):
+        from_batch(kind, body)
+
+
+def test_an_error_in_a_batch_names_the_attribute_by_its_place_in_the_document():
+    with pytest.raises(InvalidInput) as refused:
+        from_batch(BATCH, b"[" + structured()[1] + b"," + structured(time="noon")[1] + b"]")
+    assert [(error.path, error.value) for error in refused.value.errors] == [("[1].time", "noon")]
 
 
 @pytest.mark.parametrize(
