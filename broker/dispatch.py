@@ -1,6 +1,6 @@
-"""Delivers one Trigger's events: takes them as they come or reads them from the log, sends, retries, stores replies.
+"""Delivers one Trigger's events: takes them as they come or reads them from the log, and has each attempt made in time.
 
-Nothing here makes a task: the client calls back, and timers wait for retries. An event is in one of these places:
+Nothing here makes a task: the courier calls back, and timers wait for retries. An event is in one of these places:
 in the log beyond the subscription's position, `_ready` to be sent, in flight, waiting for its next attempt, or waiting
 for a dead-letter sink that has no address yet. All but the first count against the limits below; when they are
 reached the dispatcher stops taking and later goes on from the log, so a subscriber that is down costs bounded memory.
@@ -14,18 +14,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from broker.delivery import Decision, Done, Outcome, RetryAt, decide
-from broker.ledger import Attempt, OutcomeName
-from broker.log.port import Entry, Page, Record, Subscription
+from broker.courier import Courier, Delivery
+from broker.ledger import Attempt
+from broker.log.port import Page, Record, Subscription
 from broker.services import Services
 from broker.table import TriggerSpec
-from core.errors import InvalidInput, PenstockError
-from core.events import CloudEvent, binary_head, dead_letter, from_http, is_event, to_structured
-from core.limits import MAX_REPLY_BYTES
-from core.net.names import Target
-from core.net.types import ConnectionLost, Headers, NetError, Response
+from core.errors import PenstockError
 
-__all__ = ["TTL_ATTRIBUTE", "Dispatcher"]
+__all__ = ["Dispatcher"]
 
 logger = logging.getLogger(__name__)
 
@@ -41,75 +37,33 @@ READ_EVENTS: Final = 128
 #: After the log could not be read.
 READ_RETRY_S: Final = 1.0
 
-#: How many more times an event may come back as a reply; Knative's name for it, taken off what is delivered.
-TTL_ATTRIBUTE: Final = "knativebrokerttl"
-
-_SENDS_REPLIES: Final = b"prefer: reply\r\n"
-
-
-class _Delivery:
-    """One event on its way to one subscriber."""
-
-    __slots__ = ("attempt", "began", "dispatcher", "letter", "number", "record", "resent")
-
-    def __init__(self, dispatcher: Dispatcher, record: Record) -> None:
-        self.dispatcher = dispatcher
-        self.record = record
-        #: Of the present destination; `number` counts all.
-        self.attempt = 0
-        self.number = 0
-        self.began = 0.0
-        #: What goes to the dead-letter sink, once the subscriber is given up.
-        self.letter: CloudEvent | None = None
-        self.resent = False
-
-    def answered(self, result: Response | NetError) -> None:
-        try:
-            self.dispatcher.answered(self, result)
-        except Exception as error:  # boundary: a fault of ours costs this attempt, and not the Trigger its window
-            logger.exception("what follows from an answer failed by a fault", extra={"facts": self.facts()})
-            self.dispatcher.failed(self, error)
-
-    def facts(self) -> dict[str, str | int]:
-        return {"trigger": self.dispatcher.trigger.key, "position": self.record.seq}
-
-    def due(self) -> None:
-        self.dispatcher.due(self)
-
 
 class Dispatcher:
     """One Trigger's deliveries. Made with its subscription; `begin` starts it, `stop` ends it for good."""
 
     __slots__ = (
         "_bytes",
+        "_courier",
         "_idle",
-        "_in_flight",
         "_letters",
         "_live",
         "_loop",
-        "_prefix",
         "_reading",
         "_ready",
         "_retry_read",
         "_services",
-        "_sink",
-        "_sink_headers",
         "_stopped",
-        "_target",
-        "_target_headers",
         "_waiting",
         "subscription",
-        "trigger",
     )
 
     def __init__(self, trigger: TriggerSpec, subscription: Subscription, services: Services) -> None:
         self.subscription = subscription
         self._services = services
         self._loop = asyncio.get_running_loop()
-        self._ready: deque[_Delivery] = deque()
-        self._in_flight: set[_Delivery] = set()
-        self._waiting: dict[_Delivery, asyncio.TimerHandle] = {}
-        self._letters: list[_Delivery] = []
+        self._ready: deque[Delivery] = deque()
+        self._waiting: dict[Delivery, asyncio.TimerHandle] = {}
+        self._letters: list[Delivery] = []
         self._bytes = 0
         #: Takes events from `offer`; while False they are found in the log.
         self._live = False
@@ -117,8 +71,7 @@ class Dispatcher:
         self._retry_read: asyncio.TimerHandle | None = None
         self._stopped = False
         self._idle: list[Callable[[], None]] = []
-        self.trigger = trigger
-        self._place(trigger)
+        self._courier = Courier(trigger, services, self)
 
     # ---- what its owner calls
 
@@ -133,8 +86,9 @@ class Dispatcher:
 
     def update(self, trigger: TriggerSpec) -> None:
         """The Trigger changed: whatever was not sent yet goes by what it says now."""
-        self.trigger = trigger
-        self._place(trigger)
+        self._courier.update(trigger)
+        if self._courier.places.subscriber is None:
+            self._live = False
         letters, self._letters = self._letters, []
         self._ready.extend(letters)
         self._pump()
@@ -148,7 +102,7 @@ class Dispatcher:
             self._live = False
             return
         self._take(record)
-        if len(self._in_flight) < PARALLELISM:
+        if len(self._courier.under_way) < PARALLELISM:
             self._pump()
 
     def looked_at(self, through: int, at_least: int) -> None:
@@ -170,7 +124,7 @@ class Dispatcher:
 
     def when_idle(self, then: Callable[[], None]) -> None:
         """Call `then` once nothing is in flight, at once where that is so. After `stop`."""
-        if self._in_flight:
+        if self._courier.under_way:
             self._idle.append(then)
         else:
             then()
@@ -182,8 +136,12 @@ class Dispatcher:
         await idle.wait()
 
     @property
+    def trigger(self) -> TriggerSpec:
+        return self._courier.trigger
+
+    @property
     def busy(self) -> bool:
-        return bool(self._in_flight)
+        return bool(self._courier.under_way)
 
     @property
     def backlog(self) -> int:
@@ -199,11 +157,11 @@ class Dispatcher:
     def _take(self, record: Record) -> None:
         self.subscription.take(record.seq)
         self._bytes += len(record.entry.data) + len(record.entry.head)
-        self._ready.append(_Delivery(self, record))
+        self._ready.append(Delivery(self._courier, record))
 
     def _catch_up(self) -> None:
         """Read on, if that is needed and there is room."""
-        if self._live or self._reading or self._stopped or self._target is None:
+        if self._live or self._reading or self._stopped or self._courier.places.subscriber is None:
             return
         held = self.subscription
         if len(held.open) > RESUME_OUTSTANDING or self._bytes > MAX_OUTSTANDING_BYTES // 2:
@@ -260,7 +218,7 @@ class Dispatcher:
 
     def _untaken(self) -> bool:
         """Whether events left open by an earlier process are still to be read."""
-        held = len(self._ready) + len(self._in_flight) + len(self._waiting) + len(self._letters)
+        held = len(self._ready) + len(self._courier.under_way) + len(self._waiting) + len(self._letters)
         return len(self.subscription.open) > held
 
     def _tell_corrupt(self, page: Page) -> None:
@@ -272,220 +230,49 @@ class Dispatcher:
 
     # ---- sending
 
-    def _place(self, trigger: TriggerSpec) -> None:
-        """Where the Trigger's events go, parsed once."""
-        self._target = self._parse(trigger.subscriber_uri)
-        self._sink = self._parse(trigger.dead_letter_uri)
-        self._target_headers = self._headers(self._target)
-        self._sink_headers = self._headers(self._sink)
-        self._prefix = _SENDS_REPLIES + b"kn-namespace: %b\r\n" % trigger.namespace.encode("ascii", "replace")
-        if self._target is None:
-            self._live = False
-
-    def _parse(self, uri: str | None) -> Target | None:
-        if uri is None:
-            return None
-        try:
-            return self._services.names.target(uri)
-        except ValueError as error:
-            facts = {"trigger": self.trigger.key, "uri": uri, "error": str(error)}
-            logger.error("a Trigger's destination is not usable; its events wait", extra={"facts": facts})
-            return None
-
-    def _headers(self, target: Target | None) -> Headers:
-        return [(b"host", target.host)] if target is not None else []
-
     def _pump(self) -> None:
         """Send what is ready, as far as the window allows."""
-        ready, in_flight = self._ready, self._in_flight
-        while ready and len(in_flight) < PARALLELISM and not self._stopped:
+        ready, courier = self._ready, self._courier
+        under_way = courier.under_way
+        while ready and len(under_way) < PARALLELISM and not self._stopped:
             delivery = ready[0]
-            if delivery.letter is None:
-                target, headers = self._target, self._target_headers
-                only = delivery.record.entry.only
-                if only is not None and only.uri is not None:
-                    target = self._parse(only.uri)
-                    headers = self._headers(target)
-                if target is None:
+            place = courier.place(delivery)
+            if place is None:
+                if delivery.letter is None:
                     return
-            else:
-                target, headers = self._sink, self._sink_headers
-                if target is None:
-                    self._letters.append(ready.popleft())
-                    continue
+                self._letters.append(ready.popleft())
+                continue
             ready.popleft()
-            try:
-                self._send(delivery, target, headers)
-            except Exception as error:  # boundary: as for an answer
-                logger.exception("an event could not be sent by a fault", extra={"facts": delivery.facts()})
-                self.failed(delivery, error)
+            courier.send(delivery, place)
 
-    def failed(self, delivery: _Delivery, error: Exception) -> None:
-        """An attempt ended by a fault of the platform's own: it counts as one that failed, so that others follow."""
-        # In a turn of its own: whoever sends is in the middle of it.
-        self._loop.call_soon(self._faulted, delivery, Outcome(0, error=f"the platform failed: {error!r}"))
+    # ---- what follows from an attempt (`broker.courier.Window`)
 
-    def _faulted(self, delivery: _Delivery, outcome: Outcome) -> None:
-        if delivery in self._in_flight:
-            self._ended(delivery, outcome, b"")
-
-    def _send(self, delivery: _Delivery, target: Target, headers: Headers) -> None:
-        delivery.attempt += 1
-        delivery.number += 1
-        delivery.began = self._services.clock.now()
-        self._in_flight.add(delivery)
+    def closed(self, delivery: Delivery) -> None:
         entry = delivery.record.entry
-        policy = self.trigger.policy
-        if delivery.letter is None and not policy.structured:
-            head, data = self._prefix + entry.head, entry.data
-        else:
-            head, data = self._encode(delivery.letter or entry.event(), structured=policy.structured)
-        self._services.client.fetch(
-            target.address,
-            b"POST",
-            target.path,
-            headers,
-            data,
-            timeout_s=policy.timeout_s,
-            max_bytes=MAX_REPLY_BYTES,
-            then=delivery.answered,
-            encoded_headers=head,
-            tls=target.tls,
-        )
-
-    def _encode(self, event: CloudEvent, *, structured: bool) -> tuple[bytes, bytes]:
-        if not structured:
-            return self._prefix + binary_head(event), event.data or b""
-        headers, body = to_structured(event)
-        return self._prefix + b"".join(b"%b: %b\r\n" % header for header in headers), body
-
-    # ---- what comes back
-
-    def answered(self, delivery: _Delivery, result: Response | NetError) -> None:
-        """One attempt ended."""
-        if isinstance(result, Response):
-            status = result.status
-            if 200 <= status < 300:
-                if delivery.letter is None and status not in (202, 204) and is_event(result.headers):
-                    self._reply(delivery, result)
-                    return
-                self._done(delivery, status)
-                return
-            outcome = Outcome(status, _text(result.header(b"retry-after")))
-            self._ended(delivery, outcome, result.body)
-            return
-        if isinstance(result, ConnectionLost) and not result.fresh and not delivery.resent and not self._stopped:
-            # An idle connection that the subscriber closed just then: no attempt of its own.
-            delivery.resent = True
-            delivery.attempt -= 1
-            delivery.number -= 1
-            self._in_flight.discard(delivery)
-            self._ready.appendleft(delivery)
-            self._pump()
-            return
-        self._ended(delivery, Outcome(0, error=str(result)), b"")
-
-    def _reply(self, delivery: _Delivery, result: Response) -> None:
-        """The subscriber answered with an event: it is stored before the delivery counts as done."""
-        asked = delivery.record.entry
-        try:
-            event = from_http(result.headers, result.body)
-        except InvalidInput as error:
-            said = f"the subscriber's reply is not a valid event: {error}"
-            self._ended(delivery, Outcome(result.status, error=said), result.body)
-            return
-        if asked.ttl <= 1:
-            reason = "The reply was not stored: events have come back as replies too many times in a row."
-            self._give_up(delivery, 400, reason, reason.encode())
-            return
-        attributes = {name: value for name, value in event.attributes.items() if name != TTL_ATTRIBUTE}
-        event = CloudEvent(attributes=attributes, data=event.data)
-        entry = Entry(
-            asked.broker,
-            attributes,
-            binary_head(event),
-            event.data or b"",
-            self._services.clock.now(),
-            asked.ttl - 1,
-            delivery.record.seq,
-            self.trigger.uid,
-        )
-
-        def stored(result_of: Record | PenstockError) -> None:
-            if isinstance(result_of, Record):
-                self._done(delivery, result.status)
-            else:
-                said = f"the subscriber's reply could not be stored: {result_of}"
-                self._ended(delivery, Outcome(503, error=said), b"")
-
-        self._services.log.append(entry, stored)
-
-    def _done(self, delivery: _Delivery, status: int) -> None:
-        outcome: OutcomeName = "delivered" if delivery.letter is None else "dead-lettered"
-        self._note(delivery, status, outcome, None)
-        self._close(delivery)
-
-    def _ended(self, delivery: _Delivery, outcome: Outcome, body: bytes) -> None:
-        """An attempt failed."""
-        services = self._services
-        now = services.clock.now()
-        decision: Decision = decide(outcome, delivery.attempt, self.trigger.policy, now, services.rng.random())
-        match decision:
-            case Done():
-                self._done(delivery, outcome.status)
-            case RetryAt():
-                said = outcome.error or f"answered {outcome.status}"
-                self._note(delivery, outcome.status, "retrying", said)
-                self._wait(delivery, decision.at - now)
-            case _:
-                data = body or (outcome.error or "").encode()
-                self._give_up(delivery, outcome.status, decision.reason, data)
-
-    def _wait(self, delivery: _Delivery, delay_s: float) -> None:
-        self._in_flight.discard(delivery)
-        delivery.resent = False
-        if not self._stopped:
-            self._waiting[delivery] = self._loop.call_later(delay_s, delivery.due)
+        self._bytes -= len(entry.data) + len(entry.head)
+        self.subscription.ack(delivery.record.seq)
         self._after()
 
-    def due(self, delivery: _Delivery) -> None:
+    def again(self, delivery: Delivery) -> None:
+        if not self._stopped:
+            self._ready.appendleft(delivery)
+        self._after()
+
+    def later(self, delivery: Delivery, delay_s: float) -> None:
+        if not self._stopped:
+            self._waiting[delivery] = self._loop.call_later(delay_s, self._due, delivery)
+        self._after()
+
+    def as_letter(self, delivery: Delivery) -> None:
+        if not self._stopped:
+            self._ready.append(delivery)
+        self._after()
+
+    def _due(self, delivery: Delivery) -> None:
         """Time for the next attempt."""
         del self._waiting[delivery]
         self._ready.append(delivery)
         self._pump()
-
-    def _give_up(self, delivery: _Delivery, status: int, reason: str, data: bytes) -> None:
-        if delivery.letter is not None:
-            self._note(delivery, status, "dead", f"The dead-letter sink did not take it. {reason}")
-            self._close(delivery)
-        elif self.trigger.wants_sink or self._sink is not None:
-            self._note(delivery, status, "retrying", f"{reason} It goes to the dead-letter sink.")
-            only = delivery.record.entry.only
-            uri = (only and only.uri) or self.trigger.subscriber_uri or ""
-            delivery.letter = dead_letter(delivery.record.entry.event(), uri, status, data)
-            delivery.attempt = 0
-            self._in_flight.discard(delivery)
-            if not self._stopped:
-                self._ready.append(delivery)
-            self._after()
-        else:
-            self._note(delivery, status, "dropped", f"{reason} There is no dead-letter sink.")
-            self._close(delivery)
-
-    def _note(self, delivery: _Delivery, status: int, outcome: OutcomeName, reason: str | None) -> None:
-        services = self._services
-        latency_s = max(0.0, services.clock.now() - delivery.began)  # the wall clock may step back
-        seq, uid = delivery.record.seq, self.trigger.uid
-        services.ledger.note(Attempt(seq, uid, delivery.began, delivery.number, status, latency_s, outcome, reason))
-        services.count(self.trigger, outcome, latency_s)
-
-    def _close(self, delivery: _Delivery) -> None:
-        """The event is done with for good."""
-        entry = delivery.record.entry
-        self._in_flight.discard(delivery)
-        self._bytes -= len(entry.data) + len(entry.head)
-        self.subscription.ack(delivery.record.seq)
-        self._after()
 
     def _after(self) -> None:
         """A place in the window is free."""
@@ -493,11 +280,7 @@ class Dispatcher:
             self._pump()
         if not self._live:
             self._catch_up()
-        if self._idle and not self._in_flight:
+        if self._idle and not self._courier.under_way:
             waiting, self._idle = self._idle, []
             for then in waiting:
                 then()
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode("latin-1")

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from broker.directed import Directed, is_directed
-from broker.dispatch import TTL_ATTRIBUTE
 from broker.log.port import Entry, EventLog, LogFull, Record
+from broker.replies import TTL_ATTRIBUTE
 from broker.table import EMPTY, Table
 from core.clock import Clock
 from core.errors import InvalidInput, Overloaded, PenstockError

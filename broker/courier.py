@@ -1,0 +1,244 @@
+"""Makes the attempts of one Trigger's deliveries, writes each into the ledger, and says of each what follows.
+
+Nothing here makes a task: the client calls back. When an attempt is due, and how many may be under way, is the
+dispatcher's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Protocol
+
+from broker.delivery import Decision, Done, Outcome, RetryAt, decide
+from broker.destinations import Destination, Destinations
+from broker.ledger import Attempt, OutcomeName
+from broker.log.port import Record
+from broker.replies import is_spent, reply_entry
+from broker.services import Services
+from broker.table import TriggerSpec
+from core.errors import InvalidInput, PenstockError
+from core.events import CloudEvent, dead_letter, is_event
+from core.limits import MAX_REPLY_BYTES
+from core.net.types import ConnectionLost, NetError, Response
+
+__all__ = ["Courier", "Delivery", "Window"]
+
+logger = logging.getLogger(__name__)
+
+
+class Delivery:
+    """One event on its way to one subscriber."""
+
+    __slots__ = ("attempt", "began", "courier", "letter", "number", "record", "resent")
+
+    def __init__(self, courier: Courier, record: Record) -> None:
+        self.courier = courier
+        self.record = record
+        #: Of the present destination; `number` counts all.
+        self.attempt = 0
+        self.number = 0
+        self.began = 0.0
+        #: What goes to the dead-letter sink, once the subscriber is given up.
+        self.letter: CloudEvent | None = None
+        self.resent = False
+
+    def answered(self, result: Response | NetError) -> None:
+        try:
+            self.courier.answered(self, result)
+        except Exception as error:  # boundary: a fault of ours costs this attempt, and not the Trigger its window
+            logger.exception("what follows from an answer failed by a fault", extra={"facts": self.facts()})
+            self.courier.failed(self, error)
+
+    def facts(self) -> dict[str, str | int]:
+        return {"trigger": self.courier.trigger.key, "position": self.record.seq}
+
+
+class Window(Protocol):
+    """Whose deliveries they are. Each attempt ends with one of these calls, after it has left `Courier.under_way`."""
+
+    def closed(self, delivery: Delivery) -> None:
+        """The event is done with for good."""
+        ...
+
+    def again(self, delivery: Delivery) -> None:
+        """The attempt did not count: make it again, before any other."""
+        ...
+
+    def later(self, delivery: Delivery, delay_s: float) -> None:
+        """Another attempt is due after this time."""
+        ...
+
+    def as_letter(self, delivery: Delivery) -> None:
+        """The subscriber is given up, and the dead-letter sink comes next."""
+        ...
+
+
+class Courier:
+    """Sends what its window asks it to send."""
+
+    __slots__ = ("_loop", "_services", "_window", "places", "trigger", "under_way")
+
+    def __init__(self, trigger: TriggerSpec, services: Services, window: Window) -> None:
+        self._services = services
+        self._window = window
+        self._loop = asyncio.get_running_loop()
+        self.under_way: set[Delivery] = set()
+        self.update(trigger)
+
+    def update(self, trigger: TriggerSpec) -> None:
+        """The Trigger changed: what is sent from now on goes by what it says now."""
+        self.trigger = trigger
+        self.places = Destinations(trigger, self._services.names)
+
+    def place(self, delivery: Delivery) -> Destination | None:
+        """Where the next attempt of this delivery goes; None where there is no usable address yet."""
+        if delivery.letter is not None:
+            return self.places.sink
+        only = delivery.record.entry.only
+        if only is not None and only.uri is not None:
+            return self.places.parse(only.uri)
+        return self.places.subscriber
+
+    # ---- sending
+
+    def send(self, delivery: Delivery, place: Destination) -> None:
+        """Make an attempt."""
+        self.under_way.add(delivery)
+        try:
+            self._send(delivery, place)
+        except Exception as error:  # boundary: as for an answer
+            logger.exception("an event could not be sent by a fault", extra={"facts": delivery.facts()})
+            self.failed(delivery, error)
+
+    def _send(self, delivery: Delivery, place: Destination) -> None:
+        delivery.attempt += 1
+        delivery.number += 1
+        delivery.began = self._services.clock.now()
+        entry = delivery.record.entry
+        policy = self.trigger.policy
+        if delivery.letter is None and not policy.structured:
+            head, data = self.places.plain(entry.head), entry.data
+        else:
+            head, data = self.places.encode(delivery.letter or entry.event(), structured=policy.structured)
+        target = place.target
+        self._services.client.fetch(
+            target.address,
+            b"POST",
+            target.path,
+            place.headers,
+            data,
+            timeout_s=policy.timeout_s,
+            max_bytes=MAX_REPLY_BYTES,
+            then=delivery.answered,
+            encoded_headers=head,
+            tls=target.tls,
+        )
+
+    def failed(self, delivery: Delivery, error: Exception) -> None:
+        """An attempt ended by a fault of the platform's own: it counts as one that failed, so that others follow."""
+        # In a turn of its own: whoever sends is in the middle of it.
+        self._loop.call_soon(self._faulted, delivery, Outcome(0, error=f"the platform failed: {error!r}"))
+
+    def _faulted(self, delivery: Delivery, outcome: Outcome) -> None:
+        if delivery in self.under_way:
+            self._ended(delivery, outcome, b"")
+
+    # ---- what comes back
+
+    def answered(self, delivery: Delivery, result: Response | NetError) -> None:
+        """One attempt ended."""
+        if isinstance(result, Response):
+            status = result.status
+            if 200 <= status < 300:
+                if delivery.letter is None and status not in (202, 204) and is_event(result.headers):
+                    self._reply(delivery, result)
+                    return
+                self._done(delivery, status)
+                return
+            outcome = Outcome(status, _text(result.header(b"retry-after")))
+            self._ended(delivery, outcome, result.body)
+            return
+        if isinstance(result, ConnectionLost) and not result.fresh and not delivery.resent:
+            # An idle connection that the subscriber closed just then: no attempt of its own.
+            delivery.resent = True
+            delivery.attempt -= 1
+            delivery.number -= 1
+            self.under_way.discard(delivery)
+            self._window.again(delivery)
+            return
+        self._ended(delivery, Outcome(0, error=str(result)), b"")
+
+    def _reply(self, delivery: Delivery, result: Response) -> None:
+        """The subscriber answered with an event: it is stored before the delivery counts as done."""
+        asked = delivery.record
+        try:
+            entry = reply_entry(asked, result, self.trigger.uid, self._services.clock.now())
+        except InvalidInput as error:
+            said = f"the subscriber's reply is not a valid event: {error}"
+            self._ended(delivery, Outcome(result.status, error=said), result.body)
+            return
+        if is_spent(asked.entry):
+            reason = "The reply was not stored: events have come back as replies too many times in a row."
+            self._give_up(delivery, 400, reason, reason.encode())
+            return
+
+        def stored(result_of: Record | PenstockError) -> None:
+            if isinstance(result_of, Record):
+                self._done(delivery, result.status)
+            else:
+                said = f"the subscriber's reply could not be stored: {result_of}"
+                self._ended(delivery, Outcome(503, error=said), b"")
+
+        self._services.log.append(entry, stored)
+
+    def _done(self, delivery: Delivery, status: int) -> None:
+        self._close(delivery, status, "delivered" if delivery.letter is None else "dead-lettered", None)
+
+    def _ended(self, delivery: Delivery, outcome: Outcome, body: bytes) -> None:
+        """An attempt failed."""
+        services = self._services
+        now = services.clock.now()
+        decision: Decision = decide(outcome, delivery.attempt, self.trigger.policy, now, services.rng.random())
+        match decision:
+            case Done():
+                self._done(delivery, outcome.status)
+            case RetryAt():
+                said = outcome.error or f"answered {outcome.status}"
+                self._note(delivery, outcome.status, "retrying", said)
+                delivery.resent = False
+                self.under_way.discard(delivery)
+                self._window.later(delivery, decision.at - now)
+            case _:
+                data = body or (outcome.error or "").encode()
+                self._give_up(delivery, outcome.status, decision.reason, data)
+
+    def _give_up(self, delivery: Delivery, status: int, reason: str, data: bytes) -> None:
+        if delivery.letter is not None:
+            self._close(delivery, status, "dead", f"The dead-letter sink did not take it. {reason}")
+        elif self.trigger.wants_sink or self.places.sink is not None:
+            self._note(delivery, status, "retrying", f"{reason} It goes to the dead-letter sink.")
+            only = delivery.record.entry.only
+            uri = (only and only.uri) or self.trigger.subscriber_uri or ""
+            delivery.letter = dead_letter(delivery.record.entry.event(), uri, status, data)
+            delivery.attempt = 0
+            self.under_way.discard(delivery)
+            self._window.as_letter(delivery)
+        else:
+            self._close(delivery, status, "dropped", f"{reason} There is no dead-letter sink.")
+
+    def _close(self, delivery: Delivery, status: int, outcome: OutcomeName, reason: str | None) -> None:
+        self._note(delivery, status, outcome, reason)
+        self.under_way.discard(delivery)
+        self._window.closed(delivery)
+
+    def _note(self, delivery: Delivery, status: int, outcome: OutcomeName, reason: str | None) -> None:
+        services = self._services
+        latency_s = max(0.0, services.clock.now() - delivery.began)  # the wall clock may step back
+        seq, uid = delivery.record.seq, self.trigger.uid
+        services.ledger.note(Attempt(seq, uid, delivery.began, delivery.number, status, latency_s, outcome, reason))
+        services.count(self.trigger, outcome, latency_s)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")

@@ -1,0 +1,61 @@
+"""Where one Trigger's events go, and the bytes of what is sent there."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import msgspec
+
+from broker.table import TriggerSpec
+from core.events import CloudEvent, binary_head, to_structured
+from core.net.names import Names, Target
+from core.net.types import Headers
+
+__all__ = ["Destination", "Destinations"]
+
+logger = logging.getLogger(__name__)
+
+_SENDS_REPLIES: Final = b"prefer: reply\r\n"
+
+
+class Destination(msgspec.Struct, frozen=True):
+    """An address to send to, parsed once, and the headers that it takes."""
+
+    target: Target
+    headers: Headers
+
+
+class Destinations:
+    """A Trigger's subscriber and dead-letter sink; None where there is none that can be used, and events wait."""
+
+    __slots__ = ("_names", "_prefix", "_trigger", "sink", "subscriber")
+
+    def __init__(self, trigger: TriggerSpec, names: Names) -> None:
+        self._trigger = trigger
+        self._names = names
+        self.subscriber = self.parse(trigger.subscriber_uri)
+        self.sink = self.parse(trigger.dead_letter_uri)
+        self._prefix = _SENDS_REPLIES + b"kn-namespace: %b\r\n" % trigger.namespace.encode("ascii", "replace")
+
+    def parse(self, uri: str | None) -> Destination | None:
+        if uri is None:
+            return None
+        try:
+            target = self._names.target(uri)
+        except ValueError as error:
+            facts = {"trigger": self._trigger.key, "uri": uri, "error": str(error)}
+            logger.error("a Trigger's destination is not usable; its events wait", extra={"facts": facts})
+            return None
+        return Destination(target, [(b"host", target.host)])
+
+    def plain(self, head: bytes) -> bytes:
+        """The header lines of a stored event in binary mode, whose encoded `head` is."""
+        return self._prefix + head
+
+    def encode(self, event: CloudEvent, *, structured: bool) -> tuple[bytes, bytes]:
+        """The header lines and the body of an event."""
+        if not structured:
+            return self._prefix + binary_head(event), event.data or b""
+        headers, body = to_structured(event)
+        return self._prefix + b"".join(b"%b: %b\r\n" % header for header in headers), body

@@ -1,0 +1,29 @@
+"""Reply events: what a subscriber answers with goes back into the Broker, a bounded number of times in a row."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from broker.log.port import Entry, Record
+from core.events import CloudEvent, binary_head, from_http
+from core.net.types import Response
+
+__all__ = ["TTL_ATTRIBUTE", "is_spent", "reply_entry"]
+
+#: How many more times an event may come back as a reply; Knative's name for it, taken off what is delivered.
+TTL_ATTRIBUTE: Final = "knativebrokerttl"
+
+
+def is_spent(asked: Entry) -> bool:
+    """Whether a reply to this event would be one too many: events that answer events in a circle would never end."""
+    return asked.ttl <= 1
+
+
+def reply_entry(asked: Record, answer: Response, via: str, now: float) -> Entry:
+    """The entry of the event that `answer` is, given by the subscriber of the Trigger with the uid `via`. Raises
+    InvalidInput where it is not a valid event."""
+    event = from_http(answer.headers, answer.body)
+    attributes = {name: value for name, value in event.attributes.items() if name != TTL_ATTRIBUTE}
+    event = CloudEvent(attributes=attributes, data=event.data)
+    entry = asked.entry
+    return Entry(entry.broker, attributes, binary_head(event), event.data or b"", now, entry.ttl - 1, asked.seq, via)
