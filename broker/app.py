@@ -9,18 +9,23 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 from fastapi import APIRouter, Query, Response
 
+from broker.conditions import condition_of
 from broker.explain import Explanation
 from broker.listing import EventList, Library
 from broker.log.query import LogQuery, Slice
-from broker.resources import BROKER, TRIGGER
-from broker.table import Table, TableBuilder
+from broker.messaging import SUBSCRIPTION
+from broker.resources import TRIGGER
+from broker.table import GIVERS, TAKERS, Table, TableBuilder
 from core.control.reconcile import View
 from core.errors import InvalidInput, Unavailable
-from core.resources import Resource
+from core.resources import KindRef, Resource
 
 __all__ = ["create_router"]
 
 T = TypeVar("T")
+
+#: The condition that tells whether there is somebody to deliver to.
+_RESOLVED: Final = {TRIGGER: "SubscriberResolved", SUBSCRIPTION: "ReferencesResolved"}
 
 #: Events in one answer.
 DEFAULT_LIMIT: Final = 100
@@ -40,12 +45,16 @@ class _Problem(msgspec.Struct, frozen=True):
 
 
 def create_router(*, readers: Mapping[str, LogQuery], view: View) -> APIRouter:
-    """Routes over the logs that `readers` read, by class of Broker. `view` knows the Brokers and Triggers."""
+    """Routes over the logs that `readers` read, by class of Broker. `view` knows the Brokers, channels, Triggers and
+    Subscriptions."""
     router = APIRouter(prefix="/penstock/v1")
     builder, library = TableBuilder(), Library(readers)
 
+    def listed(kinds: Iterable[KindRef]) -> list[Resource]:
+        return [resource for kind in kinds for resource in view.list(kind)]
+
     def table() -> Table:
-        return builder.build(view.list(BROKER), view.list(TRIGGER))
+        return builder.build(listed(GIVERS), listed(TAKERS))
 
     @router.get("/events")
     async def events(
@@ -74,7 +83,7 @@ def create_router(*, readers: Mapping[str, LogQuery], view: View) -> APIRouter:
     @router.get("/events/{event_id:path}/explain")
     async def explained(event_id: str) -> Response:
         """What became of the events of this id, Trigger by Trigger."""
-        known, obstacles = table(), _obstacles(view.list(TRIGGER))
+        known, obstacles = table(), _obstacles(listed(TAKERS))
 
         def read() -> ExplanationList | None:
             found = library.explain(event_id, known, obstacles)
@@ -86,14 +95,13 @@ def create_router(*, readers: Mapping[str, LogQuery], view: View) -> APIRouter:
 
 
 def _obstacles(triggers: Iterable[Resource]) -> dict[str, str]:
-    """Why Triggers have no subscriber to deliver to, by uid."""
+    """Why Triggers and Subscriptions have no subscriber to deliver to, by uid."""
     found = {}
     for trigger in triggers:
-        if not trigger.status.get("subscriberUri"):
-            conditions = trigger.status.get("conditions") or ()
-            told = next(
-                (entry.get("message") for entry in conditions if entry.get("type") == "SubscriberResolved"), None
-            )
+        state = condition_of(trigger, _RESOLVED[trigger.ref])
+        resolved = trigger.status.get("physicalSubscription") or trigger.status
+        if not resolved.get("subscriberUri") or state.get("status") == "False":
+            told = state.get("message")
             found[trigger.meta.uid] = told or "Its subscriber has no address yet."
     return found
 

@@ -14,7 +14,7 @@ from broker.delivery import Decision, Done, Outcome, RetryAt, decide
 from broker.destinations import Destination, Destinations
 from broker.ledger import Attempt, OutcomeName
 from broker.log.port import Record
-from broker.replies import is_spent, reply_entry
+from broker.replies import is_spent, reply_entry, reply_to_send
 from broker.services import Services
 from broker.table import TriggerSpec
 from core.errors import InvalidInput, PenstockError
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 class Delivery:
     """One event on its way to one subscriber."""
 
-    __slots__ = ("attempt", "began", "courier", "letter", "number", "record", "resent")
+    __slots__ = ("attempt", "began", "courier", "letter", "number", "record", "reply", "resent")
 
     def __init__(self, courier: Courier, record: Record) -> None:
         self.courier = courier
@@ -41,6 +41,8 @@ class Delivery:
         self.began = 0.0
         #: What goes to the dead-letter sink, once the subscriber is given up.
         self.letter: CloudEvent | None = None
+        #: What goes to the reply destination, once the subscriber has answered with it.
+        self.reply: CloudEvent | None = None
         self.resent = False
 
     def answered(self, result: Response | NetError) -> None:
@@ -73,6 +75,10 @@ class Window(Protocol):
         """The subscriber is given up, and the dead-letter sink comes next."""
         ...
 
+    def with_reply(self, delivery: Delivery) -> None:
+        """The subscriber has it, and the reply destination comes next."""
+        ...
+
 
 class Courier:
     """Sends what its window asks it to send."""
@@ -95,6 +101,11 @@ class Courier:
         """Where the next attempt of this delivery goes; None where there is no usable address yet."""
         if delivery.letter is not None:
             return self.places.sink
+        if delivery.reply is not None:
+            if self.trigger.replies == "sent":
+                return self.places.reply
+            # Not wanted any more: the subscriber gets the event again, and its answer goes as the Trigger says now.
+            delivery.reply = None
         only = delivery.record.entry.only
         if only is not None and only.uri is not None:
             return self.places.parse(only.uri)
@@ -117,10 +128,11 @@ class Courier:
         delivery.began = self._services.clock.now()
         entry = delivery.record.entry
         policy = self.trigger.policy
-        if delivery.letter is None and not policy.structured:
+        other = delivery.letter or delivery.reply
+        if other is None and not policy.structured:
             head, data = self.places.plain(entry.head), entry.data
         else:
-            head, data = self.places.encode(delivery.letter or entry.event(), structured=policy.structured)
+            head, data = self.places.encode(other or entry.event(), structured=policy.structured)
         target = place.target
         self._services.client.fetch(
             target.address,
@@ -151,7 +163,7 @@ class Courier:
         if isinstance(result, Response):
             status = result.status
             if 200 <= status < 300:
-                if delivery.letter is None and status not in (202, 204) and is_event(result.headers):
+                if status not in (202, 204) and is_event(result.headers) and self._may_reply(delivery):
                     self._reply(delivery, result)
                     return
                 self._done(delivery, status)
@@ -169,10 +181,17 @@ class Courier:
             return
         self._ended(delivery, Outcome(0, error=str(result)), b"")
 
+    def _may_reply(self, delivery: Delivery) -> bool:
+        """Whether it is the subscriber that answers, and its replies are wanted."""
+        return delivery.letter is None and delivery.reply is None and self.trigger.replies != "dropped"
+
     def _reply(self, delivery: Delivery, result: Response) -> None:
-        """The subscriber answered with an event: it is stored before the delivery counts as done."""
+        """The subscriber answered with an event: it is stored, or sent on, before the delivery counts as done."""
         asked = delivery.record
         try:
+            if self.trigger.replies == "sent":
+                self._send_on(delivery, result.status, reply_to_send(asked, result))
+                return
             entry = reply_entry(asked, result, self.trigger.uid, self._services.clock.now())
         except InvalidInput as error:
             said = f"the subscriber's reply is not a valid event: {error}"
@@ -191,6 +210,14 @@ class Courier:
                 self._ended(delivery, Outcome(503, error=said), b"")
 
         self._services.log.append(entry, stored)
+
+    def _send_on(self, delivery: Delivery, status: int, reply: CloudEvent) -> None:
+        """The reply gets attempts of its own. A crash before it is there gives the subscriber the event again."""
+        self._note(delivery, status, "retrying", f"Its reply goes to {self.trigger.reply_uri}.")
+        delivery.reply = reply
+        delivery.attempt = 0
+        self.under_way.discard(delivery)
+        self._window.with_reply(delivery)
 
     def _done(self, delivery: Delivery, status: int) -> None:
         self._close(delivery, status, "delivered" if delivery.letter is None else "dead-lettered", None)
@@ -220,6 +247,8 @@ class Courier:
             self._note(delivery, status, "retrying", f"{reason} It goes to the dead-letter sink.")
             only = delivery.record.entry.only
             uri = (only and only.uri) or self.trigger.subscriber_uri or ""
+            if delivery.reply is not None:
+                uri = self.trigger.reply_uri or ""
             delivery.letter = dead_letter(delivery.record.entry.event(), uri, status, data)
             delivery.attempt = 0
             self.under_way.discard(delivery)

@@ -27,15 +27,17 @@ class Destination(msgspec.Struct, frozen=True):
 
 
 class Destinations:
-    """A Trigger's subscriber and dead-letter sink; None where there is none that can be used, and events wait."""
+    """A Trigger's subscriber, dead-letter sink and reply destination; None where there is none that can be used, and
+    events wait."""
 
-    __slots__ = ("_names", "_prefix", "_trigger", "sink", "subscriber")
+    __slots__ = ("_names", "_prefix", "_trigger", "reply", "sink", "subscriber")
 
     def __init__(self, trigger: TriggerSpec, names: Names) -> None:
         self._trigger = trigger
         self._names = names
         self.subscriber = self.parse(trigger.subscriber_uri)
         self.sink = self.parse(trigger.dead_letter_uri)
+        self.reply = self.parse(trigger.reply_uri)
         self._prefix = _SENDS_REPLIES + b"kn-namespace: %b\r\n" % trigger.namespace.encode("ascii", "replace")
 
     def parse(self, uri: str | None) -> Destination | None:

@@ -2,8 +2,9 @@
 
 Nothing here makes a task: the courier calls back, and timers wait for retries. An event is in one of these places:
 in the log beyond the subscription's position, `_ready` to be sent, in flight, waiting for its next attempt, or waiting
-for a dead-letter sink that has no address yet. All but the first count against the limits below; when they are
-reached the dispatcher stops taking and later goes on from the log, so a subscriber that is down costs bounded memory.
+for a dead-letter sink or a reply destination that has no address yet. All but the first count against the limits below;
+when they are reached the dispatcher stops taking and later goes on from the log, so a subscriber that is down costs
+bounded memory.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ class Dispatcher:
         "_bytes",
         "_courier",
         "_idle",
-        "_letters",
         "_live",
         "_loop",
         "_reading",
@@ -53,6 +53,7 @@ class Dispatcher:
         "_retry_read",
         "_services",
         "_stopped",
+        "_unplaced",
         "_waiting",
         "subscription",
     )
@@ -63,7 +64,8 @@ class Dispatcher:
         self._loop = asyncio.get_running_loop()
         self._ready: deque[Delivery] = deque()
         self._waiting: dict[Delivery, asyncio.TimerHandle] = {}
-        self._letters: list[Delivery] = []
+        #: Letters and replies without an address to send them to.
+        self._unplaced: list[Delivery] = []
         self._bytes = 0
         #: Takes events from `offer`; while False they are found in the log.
         self._live = False
@@ -89,8 +91,8 @@ class Dispatcher:
         self._courier.update(trigger)
         if self._courier.places.subscriber is None:
             self._live = False
-        letters, self._letters = self._letters, []
-        self._ready.extend(letters)
+        unplaced, self._unplaced = self._unplaced, []
+        self._ready.extend(unplaced)
         self._pump()
         self._catch_up()
 
@@ -118,7 +120,7 @@ class Dispatcher:
             timer.cancel()
         self._waiting.clear()
         self._ready.clear()
-        self._letters.clear()
+        self._unplaced.clear()
         if self._retry_read is not None:
             self._retry_read.cancel()
 
@@ -218,7 +220,7 @@ class Dispatcher:
 
     def _untaken(self) -> bool:
         """Whether events left open by an earlier process are still to be read."""
-        held = len(self._ready) + len(self._courier.under_way) + len(self._waiting) + len(self._letters)
+        held = len(self._ready) + len(self._courier.under_way) + len(self._waiting) + len(self._unplaced)
         return len(self.subscription.open) > held
 
     def _tell_corrupt(self, page: Page) -> None:
@@ -238,9 +240,9 @@ class Dispatcher:
             delivery = ready[0]
             place = courier.place(delivery)
             if place is None:
-                if delivery.letter is None:
+                if delivery.letter is None and delivery.reply is None:
                     return
-                self._letters.append(ready.popleft())
+                self._unplaced.append(ready.popleft())
                 continue
             ready.popleft()
             courier.send(delivery, place)
@@ -267,6 +269,8 @@ class Dispatcher:
         if not self._stopped:
             self._ready.append(delivery)
         self._after()
+
+    with_reply = as_letter
 
     def _due(self, delivery: Delivery) -> None:
         """Time for the next attempt."""

@@ -6,14 +6,15 @@ import asyncio
 import logging
 import random
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Final, Literal
 
 from broker.dispatching import Dispatching
 from broker.ingress import Ingress
 from broker.log.port import LedgerLog
-from broker.resources import BROKER, TRIGGER, class_of
+from broker.resources import class_of
 from broker.services import Sender
-from broker.table import Table, TableBuilder
+from broker.table import GIVERS, TAKERS, Table, TableBuilder
 from core.clock import Clock
 from core.control.cache import Follower, Observed
 from core.control.port import ResourceStore
@@ -29,7 +30,7 @@ __all__ = ["FOLLOWED", "ROLES", "BrokerNode", "Role"]
 logger = logging.getLogger(__name__)
 
 #: The kinds that a broker process reads.
-FOLLOWED: Final = (BROKER, TRIGGER)
+FOLLOWED: Final = (*GIVERS, *TAKERS)
 
 #: ingress: takes events and stores them · dispatch: delivers stored events to the Triggers that it can get of those
 #: that all processes on a log share among them.
@@ -38,7 +39,7 @@ ROLES: Final[frozenset[Role]] = frozenset({"ingress", "dispatch"})
 
 
 class BrokerNode:
-    """All Brokers and Triggers of a store, in the `roles` that this process has.
+    """All Brokers and Triggers of a store, channels and Subscriptions among them, in the `roles` that this process has.
 
     `logs` are the event logs by class of Broker; a log may stand under several, and a Broker of a class that is not
     among them has no ingress here. Logs of the classes `awaited` come later, by `add`; until then publishers to their
@@ -103,8 +104,8 @@ class BrokerNode:
         `known` from elsewhere; where there are none, requests are asked to come back."""
         if known:
             self._go_by(
-                [resource for resource in known if resource.ref == BROKER],
-                [resource for resource in known if resource.ref == TRIGGER],
+                [resource for resource in known if resource.ref in GIVERS],
+                [resource for resource in known if resource.ref in TAKERS],
             )
         self._following = asyncio.create_task(self._follower.run(), name="follow Brokers and Triggers")
         if self._dispatching is not None:
@@ -165,7 +166,9 @@ class BrokerNode:
             self._broken.set()
 
     def _changed(self, changes: Sequence[Observed]) -> None:
-        self._go_by(self._follower.list(BROKER), self._follower.list(TRIGGER))
+        self._go_by(
+            chain.from_iterable(map(self._follower.list, GIVERS)), chain.from_iterable(map(self._follower.list, TAKERS))
+        )
 
     def _go_by(self, brokers: Iterable[Resource], triggers: Iterable[Resource]) -> None:
         served = (broker for broker in brokers if class_of(broker) in self._classes)

@@ -1,4 +1,5 @@
-"""The reconcilers of Broker and Trigger: addresses, resolved destinations, and conditions with Knative's names.
+"""The reconcilers of Broker and Trigger: addresses, resolved destinations, and conditions with Knative's names; and
+where all of this plane's are put together.
 
 Sources: knative/specs `eventing/control-plane.md` ("Broker Lifecycle", "Trigger Lifecycle", "Destination resolution");
 condition types and reasons of knative/eventing `pkg/apis/eventing/v1/{broker,trigger}_lifecycle.go` and
@@ -14,6 +15,9 @@ from typing import Any, Final
 
 import msgspec
 
+from broker.conditions import conditions_of, ready_of, refers, sink_condition, sink_of
+from broker.messaging import CHANNELS
+from broker.reconcile_messaging import ChannelReconciler, InMemoryChannelReconciler, SubscriptionReconciler
 from broker.resources import (
     BROKER,
     CLASS_ANNOTATION,
@@ -24,11 +28,9 @@ from broker.resources import (
     class_of,
     dependency_of,
 )
-from core.control.reconcile import Outcome, View
+from core.control.reconcile import Outcome, Reconciler, View
 from core.resources import (
     Condition,
-    DeliveryShape,
-    Destination,
     Key,
     KindRef,
     Resource,
@@ -44,17 +46,19 @@ __all__ = ["ADDRESSABLES", "DEPENDENCIES", "INGRESS_URL", "BrokerReconciler", "T
 #: Where all Brokers are; a Broker's own address is ``<this>/<namespace>/<name>``.
 INGRESS_URL: Final = "http://broker-ingress.knative-eventing.svc.cluster.local"
 
-#: Other kinds that a subscriber or a dead-letter sink may refer to. A Kubernetes Service needs no looking up: its name
-#: is its address.
-ADDRESSABLES: Final = (KindRef("serving.knative.dev", "v1", "Service"), KindRef("serving.knative.dev", "v1", "Route"))
+#: Kinds that a subscriber, a reply or a dead-letter sink may refer to. A Kubernetes Service needs no looking up: its
+#: name is its address.
+ADDRESSABLES: Final = (
+    KindRef("serving.knative.dev", "v1", "Service"),
+    KindRef("serving.knative.dev", "v1", "Route"),
+    BROKER,
+    *CHANNELS,
+)
 #: Kinds that a Trigger may depend on (``knative.dev/dependency``).
 DEPENDENCIES: Final = (
     KindRef("sources.knative.dev", "v1", "PingSource"),
     KindRef("sources.penstock.dev", "v1alpha1", "ObjectStoreSource"),
 )
-
-#: After which a Broker whose dead-letter sink does not resolve is looked at again.
-LOOK_AGAIN_S: Final = 5.0
 
 Related = Mapping[KindRef, Callable[[Resource, View], Iterable[Key]]]
 
@@ -92,11 +96,10 @@ class BrokerReconciler:
             "address": {"name": "http", "url": f"{self._ingress_url}/{meta.namespace}/{meta.name}"},
         }
         shape = msgspec.convert(resource.spec, BrokerShape)
-        sink = _sink_condition(_sink(shape.delivery), meta.namespace, view, status)
+        sink = sink_condition(sink_of(shape.delivery), meta.namespace, view, status)
         found = summarize("Ready", (Condition(type="Addressable", status="True"), sink))
-        status["conditions"] = merge_conditions(_conditions(resource), found, now)
-        # Another Broker may be the sink; nobody tells a Broker of other Brokers, so it looks again by itself.
-        return Outcome(status=status, again_in_s=None if sink.status == "True" else LOOK_AGAIN_S)
+        status["conditions"] = merge_conditions(conditions_of(resource), found, now)
+        return Outcome(status=status)
 
     def _not_served(self, resource: Resource, now: float) -> Outcome:
         """A Broker of a class whose log this platform does not have: it has no address, and says why."""
@@ -107,7 +110,7 @@ class BrokerReconciler:
             f"Or create the Broker anew without the annotation {CLASS_ANNOTATION}."
         )
         missing = Condition(type="Addressable", status="False", reason="BrokerClassNotServed", message=message)
-        conditions = merge_conditions(_conditions(resource), summarize("Ready", (missing,)), now)
+        conditions = merge_conditions(conditions_of(resource), summarize("Ready", (missing,)), now)
         return Outcome(status={"observedGeneration": resource.meta.generation, "conditions": conditions})
 
 
@@ -143,7 +146,7 @@ class TriggerReconciler:
             _dependency_condition(resource, view),
             _subscription_condition(broker, subscriber),
         )
-        status["conditions"] = merge_conditions(_conditions(resource), summarize("Ready", conditions), now)
+        status["conditions"] = merge_conditions(conditions_of(resource), summarize("Ready", conditions), now)
         return Outcome(status=status)
 
 
@@ -154,13 +157,16 @@ def reconcilers(
     dependencies: Iterable[KindRef] = DEPENDENCIES,
     classes: frozenset[str] = frozenset({DEFAULT_CLASS}),
     remedies: Mapping[str, str] = MappingProxyType({}),
-) -> tuple[BrokerReconciler, TriggerReconciler]:
-    """Both reconcilers of this plane. The control loop must know the kinds named; `classes` are those of the Brokers
+) -> tuple[Reconciler, ...]:
+    """All reconcilers of this plane. The control loop must know the kinds named; `classes` are those of the Brokers
     that the platform's event logs serve, `remedies` say by class how to have a log that serves another one."""
     kinds = tuple(addressables)
     return (
         BrokerReconciler(ingress_url=ingress_url, addressables=kinds, classes=classes, remedies=remedies),
         TriggerReconciler(addressables=kinds, dependencies=dependencies),
+        ChannelReconciler(),
+        InMemoryChannelReconciler(ingress_url=ingress_url, addressables=kinds),
+        SubscriptionReconciler(addressables=kinds),
     )
 
 
@@ -171,7 +177,7 @@ def _broker_condition(name: str, broker: Resource | None) -> Condition:
     if broker is None:
         message = f'Broker "{name}" does not exist. Create it, or correct spec.broker.'
         return Condition(type="BrokerReady", status="False", reason="BrokerDoesNotExist", message=message)
-    ready = _ready_of(broker)
+    ready = ready_of(broker)
     if ready.get("status") == "True":
         return Condition(type="BrokerReady", status="True")
     if not ready:
@@ -194,12 +200,12 @@ def _subscriber_condition(shape: TriggerShape, namespace: str, view: View, statu
 def _dead_letter_condition(
     shape: TriggerShape, broker: Resource | None, namespace: str, view: View, status: dict[str, Any]
 ) -> Condition:
-    own = _sink(shape.delivery)
+    own = sink_of(shape.delivery)
     if own is not None or broker is None:
-        return _sink_condition(own, namespace, view, status)
-    brokers = _sink(msgspec.convert(broker.spec, BrokerShape).delivery)
+        return sink_condition(own, namespace, view, status)
+    brokers = sink_of(msgspec.convert(broker.spec, BrokerShape).delivery)
     if brokers is None:
-        return _sink_condition(None, namespace, view, status)
+        return sink_condition(None, namespace, view, status)
     uri = broker.status.get("deadLetterSinkUri")
     if uri:
         status["deadLetterSinkUri"] = uri
@@ -207,18 +213,6 @@ def _dead_letter_condition(
     message = f'Broker "{broker.meta.name}" has not resolved its dead-letter sink; see its conditions.'
     reason = "BrokerDeadLetterSinkNotResolved"
     return Condition(type="DeadLetterSinkResolved", status="False", reason=reason, message=message)
-
-
-def _sink_condition(sink: Destination | None, namespace: str, view: View, status: dict[str, Any]) -> Condition:
-    kind = "DeadLetterSinkResolved"
-    if sink is None:
-        reason, message = "DeadLetterSinkNotConfigured", "No dead letter sink is configured."
-        return Condition(type=kind, status="True", reason=reason, message=message)
-    try:
-        status["deadLetterSinkUri"] = resolve(sink, namespace, view.get)
-    except Unresolved as error:
-        return Condition(type=kind, status="False", reason=error.reason, message=str(error))
-    return Condition(type=kind, status="True")
 
 
 def _dependency_condition(resource: Resource, view: View) -> Condition:
@@ -237,7 +231,7 @@ def _dependency_condition(resource: Resource, view: View) -> Condition:
     if dependency.status.get("observedGeneration") != dependency.meta.generation:
         message = f"The status of {key} speaks of an older generation."
         return Condition(type=kind, status="Unknown", reason="GenerationNotEqual", message=message)
-    ready = _ready_of(dependency)
+    ready = ready_of(dependency)
     if not ready:
         message = "Dependency has not yet been reconciled."
         return Condition(type=kind, status="Unknown", reason="DependencyNotConfigured", message=message)
@@ -262,7 +256,7 @@ def _subscription_condition(broker: Resource | None, subscriber: Condition) -> C
 def _brokers_of(changed: Resource, view: View) -> Iterable[Key]:
     """The Brokers whose dead letters go to `changed`."""
     for broker in view.list(BROKER):
-        if _refers(_sink(msgspec.convert(broker.spec, BrokerShape).delivery), changed, broker.meta.namespace):
+        if refers(sink_of(msgspec.convert(broker.spec, BrokerShape).delivery), changed, broker.meta.namespace):
             yield broker.key
 
 
@@ -271,7 +265,7 @@ def _triggers_of(changed: Resource, view: View) -> Iterable[Key]:
     for trigger in view.list(TRIGGER):
         shape = msgspec.convert(trigger.spec, TriggerShape)
         namespace = trigger.meta.namespace
-        if _refers(shape.subscriber, changed, namespace) or _refers(_sink(shape.delivery), changed, namespace):
+        if refers(shape.subscriber, changed, namespace) or refers(sink_of(shape.delivery), changed, namespace):
             yield trigger.key
 
 
@@ -292,25 +286,3 @@ def _dependents_of(changed: Resource, view: View) -> Iterable[Key]:
             continue  # its own condition says so
         if reference is not None and (reference.kind, reference.name) == (changed.ref.kind, changed.meta.name):
             yield trigger.key
-
-
-def _refers(destination: Destination | None, to: Resource, namespace: str) -> bool:
-    ref = destination.ref if destination is not None else None
-    if ref is None or ref.name != to.meta.name or ref.kind != to.ref.kind:
-        return False
-    return (ref.namespace or namespace) == to.meta.namespace
-
-
-def _sink(delivery: DeliveryShape | None) -> Destination | None:
-    return delivery.dead_letter_sink if delivery is not None else None
-
-
-def _ready_of(resource: Resource) -> Mapping[str, Any]:
-    for entry in _conditions(resource):
-        if entry.get("type") == "Ready":
-            return entry
-    return {}
-
-
-def _conditions(resource: Resource) -> list[Mapping[str, Any]]:
-    return resource.status.get("conditions") or []

@@ -1,4 +1,5 @@
-"""Reply events: what a subscriber answers with goes back into the Broker, a bounded number of times in a row."""
+"""Reply events: what a subscriber answers with goes back into the Broker, or to a Subscription's reply destination, a
+bounded number of times in a row."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from broker.log.port import Entry, Record
 from core.events import CloudEvent, binary_head, from_http
 from core.net.types import Response
 
-__all__ = ["TTL_ATTRIBUTE", "is_spent", "reply_entry"]
+__all__ = ["TTL_ATTRIBUTE", "is_spent", "reply_entry", "reply_to_send"]
 
 #: How many more times an event may come back as a reply; Knative's name for it, taken off what is delivered.
 TTL_ATTRIBUTE: Final = "knativebrokerttl"
@@ -27,3 +28,11 @@ def reply_entry(asked: Record, answer: Response, via: str, now: float) -> Entry:
     event = CloudEvent(attributes=attributes, data=event.data)
     entry = asked.entry
     return Entry(entry.broker, attributes, binary_head(event), event.data or b"", now, entry.ttl - 1, asked.seq, via)
+
+
+def reply_to_send(asked: Record, answer: Response) -> CloudEvent:
+    """The event that `answer` is, for a reply destination: with what is left of the hop limit, which Brokers and
+    channels count down and take off, so that a circle of them ends. Raises InvalidInput where it is not a valid event.
+    """
+    event = from_http(answer.headers, answer.body)
+    return event.with_attributes(**{TTL_ATTRIBUTE: str(asked.entry.ttl)})

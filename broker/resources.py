@@ -44,6 +44,7 @@ __all__ = [
     "class_of",
     "compile_filter",
     "dependency_of",
+    "place",
 ]
 
 GROUP: Final = "eventing.knative.dev"
@@ -180,8 +181,8 @@ def _default_broker(resource: Resource) -> Resource:
     spec = dict(resource.spec)
     if spec.get("delivery") is None:
         spec["delivery"] = dict(DEFAULT_DELIVERY)
-    _place(spec, ("config",), resource.meta.namespace)
-    _place(spec, ("delivery", "deadLetterSink", "ref"), resource.meta.namespace)
+    place(spec, ("config",), resource.meta.namespace)
+    place(spec, ("delivery", "deadLetterSink", "ref"), resource.meta.namespace)
     annotations = resource.meta.annotations
     if not annotations.get(CLASS_ANNOTATION) or annotations[CLASS_ANNOTATION] in READ_AS_DEFAULT:
         resource = resource.with_meta(annotations={**annotations, CLASS_ANNOTATION: DEFAULT_CLASS})
@@ -194,13 +195,13 @@ def _default_trigger(resource: Resource) -> Resource:
         spec["broker"] = "default"
     if spec.get("filter") is None:
         spec["filter"] = {}
-    _place(spec, ("subscriber", "ref"), resource.meta.namespace)
-    _place(spec, ("delivery", "deadLetterSink", "ref"), resource.meta.namespace)
+    place(spec, ("subscriber", "ref"), resource.meta.namespace)
+    place(spec, ("delivery", "deadLetterSink", "ref"), resource.meta.namespace)
     labels = {**resource.meta.labels, BROKER_LABEL: spec["broker"]}
     return resource.with_meta(labels=labels).with_spec(spec)
 
 
-def _place(spec: dict[str, Any], path: tuple[str, ...], namespace: str) -> None:
+def place(spec: dict[str, Any], path: tuple[str, ...], namespace: str) -> None:
     """Give the reference at `path`, where there is one without a namespace, this namespace; copies on the way."""
     held: dict[str, Any] = spec
     for name in path:

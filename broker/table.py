@@ -10,18 +10,42 @@ import msgspec
 
 from broker import filters
 from broker.delivery import Policy
-from broker.filters import FilterIndex
-from broker.resources import DEFAULT_CLASS, BrokerShape, TriggerShape, class_of, compile_filter
+from broker.filters import ANYTHING, FilterIndex
+from broker.messaging import IN_MEMORY_CHANNEL, SUBSCRIPTION, InMemoryChannelShape, SubscriptionShape, channel_name
+from broker.resources import BROKER, DEFAULT_CLASS, TRIGGER, BrokerShape, TriggerShape, class_of, compile_filter
 from core.clock import parse_rfc3339
-from core.resources import DeliveryShape, Resource, parse_iso_duration
+from core.resources import DeliveryShape, Destination, Resource, parse_iso_duration
 
-__all__ = ["EMPTY", "BrokerSpec", "Table", "TableBuilder", "TriggerSpec", "broker_spec", "part_of", "trigger_spec"]
+__all__ = [
+    "EMPTY",
+    "GIVERS",
+    "TAKERS",
+    "BrokerSpec",
+    "Replies",
+    "Table",
+    "TableBuilder",
+    "TriggerSpec",
+    "broker_spec",
+    "channel_spec",
+    "part_of",
+    "subscription_spec",
+    "trigger_spec",
+]
 
 logger = logging.getLogger(__name__)
 
+#: The kinds that a table is built from: those that events are sent to, and those that take events from them.
+GIVERS: Final = (BROKER, IN_MEMORY_CHANNEL)
+TAKERS: Final = (TRIGGER, SUBSCRIPTION)
+
+#: What becomes of an event that a subscriber answers with: stored in the Broker that the event came from, sent to the
+#: reply destination, or nothing.
+Replies = Literal["stored", "sent", "dropped"]
+
 
 class BrokerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A Broker as the data plane needs it. `key` is ``namespace/name``, `log_class` says which log keeps its events."""
+    """A Broker or channel as the data plane needs it. `key` is ``namespace/name`` (a channel's name here is
+    ``channels/<name>``), `log_class` says which log keeps its events."""
 
     namespace: str
     name: str
@@ -35,7 +59,7 @@ class BrokerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TriggerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """A Trigger as the data plane needs it.
+    """A Trigger or Subscription as the data plane needs it (a Subscription's name here is ``subscriptions/<name>``).
 
     `broker` is the Broker's ``namespace/name``. `subscriber_uri` is None until the reference resolves; the Trigger's
     events wait in the log until then. `wants_sink` tells that a dead-letter sink is configured, resolved or not.
@@ -45,6 +69,8 @@ class TriggerSpec(msgspec.Struct, frozen=True, kw_only=True):
     field by field: Knative takes a Trigger's delivery spec whole, so a Trigger that only names a dead-letter sink is
     not retried there. The specification calls `retry` a minimum, and who asks for a dead-letter sink does not ask for
     fewer attempts.
+
+    `reply_uri` is where replies are sent to, where `replies` says that they are.
     """
 
     uid: str
@@ -58,6 +84,8 @@ class TriggerSpec(msgspec.Struct, frozen=True, kw_only=True):
     wants_sink: bool = False
     delivery: DeliveryShape | None = None
     policy: Policy = Policy()
+    replies: Replies = "stored"
+    reply_uri: str | None = None
 
     @property
     def key(self) -> str:
@@ -109,6 +137,43 @@ def trigger_spec(resource: Resource) -> TriggerSpec:
         wants_sink=_wants_sink(shape.delivery),
         delivery=shape.delivery,
         policy=policy_of(shape.delivery),
+    )
+
+
+def channel_spec(resource: Resource) -> BrokerSpec:
+    """An InMemoryChannel, whose events the platform's default log keeps. Raises ValueError where it cannot be read."""
+    namespace = resource.meta.namespace
+    return BrokerSpec(
+        namespace=namespace,
+        name=channel_name(namespace, resource.meta.name).removeprefix(f"{namespace}/"),
+        delivery=msgspec.convert(resource.spec, InMemoryChannelShape).delivery,
+        dead_letter_uri=resource.status.get("deadLetterSinkUri") or None,
+    )
+
+
+def subscription_spec(resource: Resource) -> TriggerSpec:
+    """A Subscription: it takes everything from its channel. A Channel's events are those of the channel behind it,
+    which has its name. Its events wait until both subscriber and reply have an address. Raises ValueError where it
+    cannot be read."""
+    shape = msgspec.convert(resource.spec, SubscriptionShape)
+    namespace, created = resource.meta.namespace, resource.meta.creation_timestamp
+    held = resource.status.get("physicalSubscription") or {}
+    wants_reply = shape.reply is not None and shape.reply != Destination()
+    reply_uri = (held.get("replyUri") or None) if wants_reply else None
+    return TriggerSpec(
+        uid=resource.meta.uid,
+        namespace=namespace,
+        name=f"subscriptions/{resource.meta.name}",
+        broker=channel_name(namespace, shape.channel.name),
+        filter=ANYTHING,
+        subscriber_uri=(held.get("subscriberUri") or None) if reply_uri or not wants_reply else None,
+        dead_letter_uri=held.get("deadLetterSinkUri") or None,
+        created_at=parse_rfc3339(created) if created else None,
+        wants_sink=_wants_sink(shape.delivery),
+        delivery=shape.delivery,
+        policy=policy_of(shape.delivery),
+        replies="sent" if wants_reply else "dropped",
+        reply_uri=reply_uri,
     )
 
 
@@ -164,8 +229,8 @@ class TableBuilder:
         self._triggers: dict[tuple[str, str], TriggerSpec | None] = {}
 
     def build(self, brokers: Iterable[Resource], triggers: Iterable[Resource]) -> Table:
-        """The table of these resources. One that cannot be read is logged and left out: a Trigger whose filter is not
-        understood gets nothing."""
+        """The table of these resources, of the kinds `GIVERS` and `TAKERS`. One that cannot be read is logged and left
+        out: a Trigger whose filter is not understood gets nothing."""
         known = {broker.key: broker for resource in brokers if (broker := _read_broker(resource)) is not None}
         found: dict[str, TriggerSpec] = {}
         held: dict[tuple[str, str], TriggerSpec | None] = {}
@@ -190,19 +255,19 @@ class TableBuilder:
 
 def _read_broker(resource: Resource) -> BrokerSpec | None:
     try:
-        return broker_spec(resource)
+        return channel_spec(resource) if resource.ref == IN_MEMORY_CHANNEL else broker_spec(resource)
     except ValueError as error:
         facts = {"broker": str(resource.key), "error": str(error)}
-        logger.error("a stored Broker cannot be read and takes no events", extra={"facts": facts})
+        logger.error("a stored Broker or channel cannot be read and takes no events", extra={"facts": facts})
         return None
 
 
 def _read_trigger(resource: Resource) -> TriggerSpec | None:
     try:
-        return trigger_spec(resource)
+        return subscription_spec(resource) if resource.ref == SUBSCRIPTION else trigger_spec(resource)
     except ValueError as error:
         facts = {"trigger": str(resource.key), "error": str(error)}
-        logger.error("a stored Trigger cannot be read and gets no events", extra={"facts": facts})
+        logger.error("a stored Trigger or Subscription cannot be read and gets no events", extra={"facts": facts})
         return None
 
 

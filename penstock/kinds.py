@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.resources import KINDS as BROKER_KINDS
+from broker.kinds import KINDS as BROKER_KINDS
 from core.resources import Registry
 from core.resources.builtin import KINDS as BUILTIN_KINDS
 from serving.resources import KINDS as SERVING_KINDS

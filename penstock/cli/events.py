@@ -59,7 +59,9 @@ FOLLOW_PAGE: Final = 500
 )
 @click.option("--content-type", default="application/json", show_default=True, help="The payload's media type.")
 @click.option("-e", "--extension", "extensions", multiple=True, metavar="NAME=VALUE", help="An extension attribute.")
-@click.option("--broker", default="default", show_default=True, help="The Broker to publish to.")
+@click.option(
+    "--broker", default="default", show_default=True, help="The Broker to publish to; channels/NAME for a channel."
+)
 @namespace_option
 @click.option(
     "--broker-url",
@@ -118,7 +120,7 @@ def _publish(api: Api, event: CloudEvent, namespace: str, broker: str) -> None:
     sent = {name.decode(): value.decode("latin-1") for name, value in headers}
     sent = {"Content-Type": "application/octet-stream", **_titled(sent)}
     try:
-        api.request("POST", f"/{quote(namespace, safe='')}/{quote(broker, safe='')}", body=body, headers=sent)
+        api.request("POST", f"/{quote(namespace, safe='')}/{quote(broker, safe='/')}", body=body, headers=sent)
     except Refused as refusal:
         if refusal.status != NOT_FOUND_STATUS:
             raise
@@ -176,7 +178,7 @@ def _payload(text: str | None, content_type: str) -> bytes | None:
     "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many, without --follow."
 )
 @click.option("--type", "kind", help="Only events of this type.")
-@click.option("--broker", help="Only events of this Broker.")
+@click.option("--broker", help="Only events of this Broker; channels/NAME for a channel.")
 @click.option("-n", "--namespace", help="Only events of this namespace.  [default: all]")
 @output_option("text", "json")
 @platform_options

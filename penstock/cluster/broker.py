@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from broker.kinds import KINDS as BROKER_KINDS
 from broker.log.port import OwnLog
 from broker.node import BrokerNode, Role
 from broker.resources import DEFAULT_CLASS
-from broker.resources import KINDS as BROKER_KINDS
 from core.clock import SystemClock
 from core.net.client import Client
 from core.net.names import Names

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from broker.node import BrokerNode
-from broker.resources import BROKER, DEFAULT_CLASS, TRIGGER
-from broker.resources import KINDS as BROKER_KINDS
+from broker.kinds import KINDS as BROKER_KINDS
+from broker.node import FOLLOWED, BrokerNode
+from broker.resources import DEFAULT_CLASS
 from core.clock import SystemClock
 from core.control.rest import RestStore
 from core.control.sqlite import read_stored
@@ -63,10 +63,10 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
 
 
 def _last_known(store: Path) -> tuple[Resource, ...]:
-    """The Brokers and Triggers that stand in the store, so that events are taken and delivered although control, which
-    serves the store, is away when this process starts."""
+    """The Brokers, Triggers and their like that stand in the store, so that events are taken and delivered although
+    control, which serves the store, is away when this process starts."""
     try:
-        return read_stored(store, (BROKER, TRIGGER))
+        return read_stored(store, FOLLOWED)
     except PenstockError as error:
         facts = {"error": str(error)}
         logger.warning("the store cannot be read; waiting for the API to tell the Brokers", extra={"facts": facts})

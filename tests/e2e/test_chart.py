@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from broker.messaging import CHANNEL, IN_MEMORY_CHANNEL
 from broker.node import FOLLOWED as BROKER_FOLLOWS
 from core.resources import KindRef
 from core.resources.builtin import DEPLOYMENT, ENDPOINT_SLICE, EVENT, LEASE, POD, WORKLOADS
@@ -44,6 +45,7 @@ MADE = {
     ENDPOINT_SLICE: ("create", "update", "delete"),
     CLUSTER_SERVICE: ("create", "update", "delete"),
     EVENT: ("create", "update"),
+    IN_MEMORY_CHANNEL: ("create", "update"),
 }
 
 
@@ -300,7 +302,7 @@ def test_control_reads_what_it_reconciles_and_writes_what_it_makes(base: list[di
     followed = {kind for each in reconcilers for kind in (each.kind, *each.related)} | AUTOSCALER_FOLLOWS | PODS_FOLLOW
     # The autoscaler writes PodAutoscalers' status; a Route's has one writer, and its names have none.
     told = {each.kind for each in reconcilers} | {POD_AUTOSCALER}
-    owners = (SERVICE, ROUTE, CONFIGURATION, REVISION)
+    owners = (SERVICE, ROUTE, CONFIGURATION, REVISION, CHANNEL)
     expected = reading(followed) | leading() | {("pods.", verb, "penstock") for verb in ("get", "update")}
     expected |= {(f"{PLURALS[kind]}/status.{kind.group}", "update", "") for kind in told}
     expected |= {(f"{PLURALS[kind]}/finalizers.{kind.group}", "update", "") for kind in owners}

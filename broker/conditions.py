@@ -1,0 +1,53 @@
+"""What the reconcilers of this plane share: a dead-letter sink's condition, and who refers to whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from core.control.reconcile import View
+from core.resources import Condition, DeliveryShape, Destination, Resource, Unresolved, resolve
+
+__all__ = ["condition_of", "conditions_of", "ready_of", "refers", "sink_condition", "sink_of"]
+
+
+def sink_condition(sink: Destination | None, namespace: str, view: View, status: dict[str, Any]) -> Condition:
+    """Whether the sink, where there is one, has an address, which goes into `status`."""
+    kind = "DeadLetterSinkResolved"
+    if sink is None:
+        reason, message = "DeadLetterSinkNotConfigured", "No dead letter sink is configured."
+        return Condition(type=kind, status="True", reason=reason, message=message)
+    try:
+        status["deadLetterSinkUri"] = resolve(sink, namespace, view.get)
+    except Unresolved as error:
+        return Condition(type=kind, status="False", reason=error.reason, message=str(error))
+    return Condition(type=kind, status="True")
+
+
+def refers(destination: Destination | None, to: Resource, namespace: str) -> bool:
+    """Whether the destination, of a resource in `namespace`, is that resource or below it."""
+    ref = destination.ref if destination is not None else None
+    if ref is None or ref.name != to.meta.name or ref.kind != to.ref.kind:
+        return False
+    return (ref.namespace or namespace) == to.meta.namespace
+
+
+def sink_of(delivery: DeliveryShape | None) -> Destination | None:
+    return delivery.dead_letter_sink if delivery is not None else None
+
+
+def ready_of(resource: Resource) -> Mapping[str, Any]:
+    """The condition Ready; an empty one where there is none yet."""
+    return condition_of(resource, "Ready")
+
+
+def condition_of(resource: Resource, wanted: str) -> Mapping[str, Any]:
+    """The condition of that type; an empty one where there is none yet."""
+    for entry in conditions_of(resource):
+        if entry.get("type") == wanted:
+            return entry
+    return {}
+
+
+def conditions_of(resource: Resource) -> list[Mapping[str, Any]]:
+    return resource.status.get("conditions") or []

@@ -1,0 +1,12 @@
+"""All kinds of resource of this plane."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from broker.messaging import KINDS as MESSAGING_KINDS
+from broker.resources import KINDS as EVENTING_KINDS
+
+__all__ = ["KINDS"]
+
+KINDS: Final = (*EVENTING_KINDS, *MESSAGING_KINDS)
