@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Protocol
+from typing import Final, Protocol
 
 from broker.delivery import Decision, Done, Outcome, RetryAt, decide
 from broker.destinations import Destination, Destinations
 from broker.ledger import Attempt, OutcomeName
-from broker.log.port import Record
+from broker.log.port import Entry, Record
 from broker.replies import is_spent, reply_entry, reply_to_send
 from broker.services import Services
 from broker.table import TriggerSpec
@@ -25,6 +25,9 @@ from core.net.types import ConnectionLost, NetError, Response
 __all__ = ["Courier", "Delivery", "Window"]
 
 logger = logging.getLogger(__name__)
+
+#: Before a reply that could not be stored is stored again.
+STORE_RETRY_S: Final = 1.0
 
 
 class Delivery:
@@ -83,12 +86,13 @@ class Window(Protocol):
 class Courier:
     """Sends what its window asks it to send."""
 
-    __slots__ = ("_loop", "_services", "_window", "places", "trigger", "under_way")
+    __slots__ = ("_loop", "_services", "_stopped", "_window", "places", "trigger", "under_way")
 
     def __init__(self, trigger: TriggerSpec, services: Services, window: Window) -> None:
         self._services = services
         self._window = window
         self._loop = asyncio.get_running_loop()
+        self._stopped = False
         self.under_way: set[Delivery] = set()
         self.update(trigger)
 
@@ -96,6 +100,10 @@ class Courier:
         """The Trigger changed: what is sent from now on goes by what it says now."""
         self.trigger = trigger
         self.places = Destinations(trigger, self._services.names)
+
+    def stop(self) -> None:
+        """Nothing more is sent. What is under way goes on, but waits for a log that takes nothing no longer."""
+        self._stopped = True
 
     def place(self, delivery: Delivery) -> Destination | None:
         """Where the next attempt of this delivery goes; None where there is no usable address yet."""
@@ -201,15 +209,20 @@ class Courier:
             reason = "The reply was not stored: events have come back as replies too many times in a row."
             self._give_up(delivery, 400, reason, reason.encode())
             return
+        self._store(delivery, entry, result.status)
 
-        def stored(result_of: Record | PenstockError) -> None:
-            if isinstance(result_of, Record):
-                self._done(delivery, result.status)
+    def _store(self, delivery: Delivery, reply: Entry, status: int) -> None:
+        def stored(result: Record | PenstockError) -> None:
+            if isinstance(result, Record):
+                self._done(delivery, status)
+            elif self._stopped:  # the event stays open: whoever delivers it next gets the reply again
+                self.under_way.discard(delivery)
+                self._window.later(delivery, 0.0)
             else:
-                said = f"the subscriber's reply could not be stored: {result_of}"
-                self._ended(delivery, Outcome(503, error=said), b"")
+                # No fault of the subscriber's: a full disk costs the event none of its attempts.
+                self._loop.call_later(STORE_RETRY_S, self._store, delivery, reply, status)
 
-        self._services.log.append(entry, stored)
+        self._services.log.append(reply, stored)
 
     def _send_on(self, delivery: Delivery, status: int, reply: CloudEvent) -> None:
         """The reply gets attempts of its own. A crash before it is there gives the subscriber the event again."""

@@ -115,6 +115,7 @@ class Dispatcher:
     def stop(self) -> None:
         """No new attempts. What is in flight goes on, so that a reply is not lost."""
         self._stopped = True
+        self._courier.stop()
         self._live = False
         for timer in self._waiting.values():
             timer.cancel()

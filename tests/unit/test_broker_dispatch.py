@@ -369,7 +369,7 @@ async def test_a_malformed_reply_fails_the_delivery_and_is_retried():
 
 
 @plane_test
-async def test_a_reply_that_cannot_be_stored_fails_the_delivery_and_is_retried():
+async def test_a_reply_that_cannot_be_stored_waits_for_the_log_and_costs_no_attempt():
     class Refusing(MemoryLog):
         refuse = False
 
@@ -385,10 +385,32 @@ async def test_a_reply_that_cannot_be_stored_fails_the_delivery_and_is_retried()
     await asyncio.sleep(1)
     await plane.send("e1", type="test.asked")
     log.refuse = True
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(300)
+    assert plane.outcomes() == []
     log.refuse = False
-    await asyncio.sleep(10)
-    assert plane.outcomes() == [(1, 503, "retrying"), (2, 200, "delivered")]
+    await asyncio.sleep(2)
+    assert plane.outcomes() == [(1, 200, "delivered")]
+    assert len(plane.subscribers.at(HERE)) == 1
+    assert log.last() == 2, "the reply is stored"
+
+
+@plane_test
+async def test_a_reply_that_cannot_be_stored_before_the_end_leaves_its_event_to_the_next_process():
+    class Refusing(MemoryLog):
+        def append(self, entry, then):
+            if entry.cause is not None:
+                then(Unavailable("the disk is away"))
+            else:
+                super().append(entry, then)
+
+    plane = Plane(trigger("t", filter={"attributes": {"type": "test.asked"}}), log=Refusing())
+    plane.script(HERE, Answer(200, binary("r1"), b"{}"))
+    await asyncio.sleep(1)
+    await plane.send("e1", type="test.asked")
+    await asyncio.sleep(5)
+    async with asyncio.timeout(5):
+        await plane.fanout.drain(10)
+    assert plane.open() == [1]
 
 
 @plane_test
