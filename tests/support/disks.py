@@ -36,7 +36,9 @@ class SmallDisk:
         assert self._holder.stdout.readline() == b"mounted\n"
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._holder.communicate()
 
     @property
