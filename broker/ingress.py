@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from broker.directed import Directed, is_directed
-from broker.log.port import Entry, EventLog, LogFull, Record
+from broker.log.port import Entry, EventLog, LedgerLog, LogFull, Record
 from broker.replies import TTL_ATTRIBUTE
 from broker.table import EMPTY, Table
 from core.clock import Clock
@@ -65,7 +65,7 @@ class Ingress:
     back, and so they are until `swap` was called once. A log that is added counts from the next `swap` on.
     """
 
-    def __init__(self, *, logs: Mapping[str, EventLog], clock: Clock, metrics: Metrics, pages: Handler) -> None:
+    def __init__(self, *, logs: Mapping[str, LedgerLog], clock: Clock, metrics: Metrics, pages: Handler) -> None:
         self._logs = logs
         self._clock = clock
         self._metrics = metrics

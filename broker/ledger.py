@@ -5,22 +5,36 @@ That an event was accepted, and which event it replies to, stands in the log its
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
 import msgspec
 
-__all__ = ["FINAL", "OUTCOMES", "UNDELIVERED", "Attempt", "Ledger", "OutcomeName"]
+__all__ = ["FINAL", "OUTCOMES", "SETTLED", "UNDELIVERED", "Attempt", "Ledger", "OutcomeName", "standing"]
 
-OutcomeName = Literal["delivered", "retrying", "dead-lettered", "dropped", "dead", "corrupt"]
+OutcomeName = Literal["delivered", "retrying", "dead-lettered", "dropped", "dead", "corrupt", "redriven", "discarded"]
 
 #: What an attempt led to, in the order of their stored numbers: only ever append.
 #: delivered: the subscriber has it · retrying: another attempt follows · dead-lettered: the dead-letter sink has it ·
 #: dropped: given up, and there is no dead-letter sink · dead: the dead-letter sink would not take it either ·
 #: corrupt: the stored bytes are not what was written, so nobody got it.
-OUTCOMES: Final[tuple[OutcomeName, ...]] = ("delivered", "retrying", "dead-lettered", "dropped", "dead", "corrupt")
+#: Then what a person had done with one of the last four: redriven: it was sent again, as another event · discarded:
+#: nobody wants it any more.
+OUTCOMES: Final[tuple[OutcomeName, ...]] = (
+    "delivered",
+    "retrying",
+    "dead-lettered",
+    "dropped",
+    "dead",
+    "corrupt",
+    "redriven",
+    "discarded",
+)
 FINAL: Final = frozenset(OUTCOMES) - {"retrying"}
 #: Kept longer than the rest, so that they can be looked at.
 UNDELIVERED: Final = frozenset({"dropped", "dead", "corrupt"})
+#: What ends that, by hand.
+SETTLED: Final = frozenset({"redriven", "discarded"})
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -28,6 +42,9 @@ class Attempt(msgspec.Struct, frozen=True):
 
     `at` is when it began (seconds since the epoch), `number` counts from 1, `status` is the answer's or 0 where there
     was none, `latency_s` from sending to the answer's end. `reason` says in words what went wrong.
+
+    In a row of what a person had done (`SETTLED`), `number` is for how many other subscriptions the event is still
+    undelivered: with none left it is kept no longer than any other.
     """
 
     seq: int
@@ -38,6 +55,12 @@ class Attempt(msgspec.Struct, frozen=True):
     latency_s: float
     outcome: OutcomeName
     reason: str | None = None
+
+
+def standing(attempts: Sequence[Attempt]) -> Attempt:
+    """The row of one event and subscription that says how it stands: what a person had done with it, or the last
+    attempt. The two may be told by different clocks. `attempts` has at least one."""
+    return next((attempt for attempt in reversed(attempts) if attempt.outcome in SETTLED), attempts[-1])
 
 
 class Ledger(Protocol):

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
-from broker.ledger import Attempt
+from broker.ledger import SETTLED, UNDELIVERED, Attempt
 from broker.log.port import (
     MAX_PENDING_BYTES,
     MAX_PENDING_EVENTS,
@@ -91,7 +91,8 @@ class MemoryLog:
         asyncio.get_running_loop().call_soon(then, before[-1] if before else 0)
 
     async def retain(self, now: float) -> int:
-        undelivered = {a.seq for a in self.attempts if a.outcome in ("dropped", "dead", "corrupt")}
+        settled = {a.seq for a in self.attempts if a.outcome in SETTLED and a.number == 0}
+        undelivered = {a.seq for a in self.attempts if a.outcome in UNDELIVERED} - settled
         size = sum(_size(record) for record in self._records)
         kept = []
         for record in self._records:

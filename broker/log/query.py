@@ -83,6 +83,16 @@ class LogQuery(Protocol):
         """The events that subscribers answered this one with."""
         ...
 
+    def at(self, seqs: Sequence[int]) -> tuple[Found, ...]:
+        """The events at these positions, in order; those that are no longer kept are left out."""
+        ...
+
+    def undelivered(self, after: int, limit: int, *, dead_lettered: bool = False) -> tuple[int, ...]:
+        """The first `limit` positions after one, in order, of events that could not be delivered for some subscription
+        (`broker.ledger.UNDELIVERED`) and that people did not settle for all; or, with `dead_lettered`, of events that a
+        dead-letter sink took instead. The events need not be kept any more."""
+        ...
+
     def deliveries(self, seqs: Sequence[int]) -> dict[int, tuple[Delivery, ...]]:
         """What became of these events, by position."""
         ...
@@ -143,6 +153,28 @@ class LogReader:
             if connection is None:
                 return ()
             return tuple(_rows(connection, f"{_SELECT} WHERE cause = ? ORDER BY seq", (seq,)))
+
+    def at(self, seqs: Sequence[int]) -> tuple[Found, ...]:
+        """The events at these positions, in order; those that are no longer kept are left out."""
+        found: list[Found] = []
+        wanted = sorted(set(seqs))
+        with self._open() as connection:
+            if connection is None:
+                return ()
+            for start in range(0, len(wanted), _TOGETHER):
+                part = tuple(wanted[start : start + _TOGETHER])
+                marks = ", ".join("?" * len(part))
+                found += _rows(connection, f"{_SELECT} WHERE seq IN ({marks}) ORDER BY seq", part)
+        return tuple(found)
+
+    def undelivered(self, after: int, limit: int, *, dead_lettered: bool = False) -> tuple[int, ...]:
+        """The first `limit` positions after one of events that could not be delivered, or that a sink took instead."""
+        which = schema.DEAD_LETTERED_SEQS if dead_lettered else schema.UNDELIVERED_SEQS
+        with self._open() as connection:
+            if connection is None:
+                return ()
+            sql = f"SELECT DISTINCT seq FROM ({which}) WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608 - constants
+            return tuple(row[0] for row in connection.execute(sql, (after, limit)))
 
     def deliveries(self, seqs: Sequence[int]) -> dict[int, tuple[Delivery, ...]]:
         """What became of these events, by position."""

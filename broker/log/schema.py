@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterable
 from typing import Any, Final
 
-from broker.ledger import OUTCOMES, UNDELIVERED
+from broker.ledger import OUTCOMES, SETTLED, UNDELIVERED
 from broker.log.direction import directed_head, split_head
 from broker.log.port import Entry, Record, attributes_of
 from core.errors import Corrupt, InvalidInput
@@ -20,6 +20,7 @@ __all__ = [
     "ADD_ATTEMPT",
     "ADD_BROKER",
     "ADD_EVENT",
+    "DEAD_LETTERED_SEQS",
     "FORMAT",
     "DROP_POSITION",
     "INDEX_IDS",
@@ -39,6 +40,7 @@ __all__ = [
 FORMAT: Final = 1
 
 _UNDELIVERED: Final = ", ".join(str(OUTCOMES.index(name)) for name in sorted(UNDELIVERED))
+_SETTLED: Final = ", ".join(str(OUTCOMES.index(name)) for name in sorted(SETTLED))
 
 #: `ids` finds events by id. It is filled behind the events, many at a time in the order of its keys, because adding
 #: each event's own random key as it comes would write a whole page for it; `meta.indexed` tells how far it is.
@@ -70,7 +72,10 @@ KEEP_POSITION: Final = """INSERT INTO subscriptions VALUES (?, ?, ?, ?, 1, ?, ?)
 DROP_POSITION: Final = "UPDATE subscriptions SET kept = 0, open = x'' WHERE id = ?"
 ADD_ATTEMPT: Final = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 SELECT_EVENT: Final = "SELECT seq, at, ttl, crc, cause, via, head, data FROM events"
-UNDELIVERED_SEQS: Final = f"SELECT seq FROM attempts WHERE outcome IN ({_UNDELIVERED})"  # noqa: S608 - constants
+#: But for those that are undelivered for nobody any more, because people settled it.
+UNDELIVERED_SEQS: Final = f"""SELECT seq FROM attempts a WHERE outcome IN ({_UNDELIVERED}) AND NOT EXISTS
+    (SELECT 1 FROM attempts s WHERE s.seq = a.seq AND s.outcome IN ({_SETTLED}) AND s.number = 0)"""  # noqa: S608 - constants
+DEAD_LETTERED_SEQS: Final = f"SELECT seq FROM attempts WHERE outcome = {OUTCOMES.index('dead-lettered')}"  # noqa: S608 - constants
 INDEX_IDS: Final = (
     """INSERT OR IGNORE INTO ids SELECT id_hash, seq FROM events
        WHERE seq > (SELECT value FROM meta WHERE name = 'indexed') ORDER BY id_hash""",

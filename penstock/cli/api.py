@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
@@ -19,6 +19,9 @@ __all__ = ["Api", "Refused", "collection_path", "connect", "object_path"]
 
 #: A command waits this long for any answer but a stream's.
 TIMEOUT_S: Final = 30.0
+
+#: By name, or in pairs where a name comes more than once.
+Query = Mapping[str, str] | Sequence[tuple[str, str]]
 
 _START_HINT: Final = "Start it with: penstock up. One that runs elsewhere is found by --data-dir or --server."
 _SERVER_HINT: Final = "Write it as http://127.0.0.1:8082; `penstock up` prints the address of its api."
@@ -45,7 +48,7 @@ class Api:
         method: str,
         path: str,
         *,
-        query: Mapping[str, str] | None = None,
+        query: Query | None = None,
         body: Any = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
@@ -87,7 +90,7 @@ class Api:
             message = f"What answers at {self.base} is not the API server of a platform."
             raise Failure(message, hint=_SERVER_HINT, code=UNREACHABLE) from error
 
-    def stream(self, path: str, *, query: Mapping[str, str] | None = None) -> Iterator[bytes]:
+    def stream(self, path: str, *, query: Query | None = None) -> Iterator[bytes]:
         """The answer's body, line by line, as it comes; returns once it has begun. Raises as `request` does, and from
         the iterator where it breaks off."""
         connection = http.client.HTTPConnection(self._host, self._port, timeout=None)
@@ -141,7 +144,7 @@ def object_path(kind: Kind, namespace: str, name: str) -> str:
     return f"{collection_path(kind, namespace)}/{quote(name, safe='')}"
 
 
-def _with_query(path: str, query: Mapping[str, str] | None) -> str:
+def _with_query(path: str, query: Query | None) -> str:
     return f"{path}?{urlencode(query)}" if query else path
 
 

@@ -22,6 +22,7 @@ _COMMANDS: Final = {
     "send": "penstock.cli.events",
     "events": "penstock.cli.events",
     "explain": "penstock.cli.events",
+    "dlq": "penstock.cli.dlq",
     "logs": "penstock.cli.logs",
     "serve": "penstock.cli.serve",
     "cluster": "penstock.cli.cluster",

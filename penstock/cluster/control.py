@@ -12,12 +12,16 @@ from typing import Final
 
 from broker.app import create_router as broker_router
 from broker.reconcile import reconcilers as broker_reconcilers
+from broker.resending.app import create_router as resending_router
+from broker.resending.forward import Forward
 from core.clock import SystemClock
 from core.control.events import EventRecorder
 from core.control.kubernetes.store import KubernetesStore
 from core.control.leader import Election
 from core.control.loop import ControlLoop
 from core.control.reconcile import Reconciler
+from core.net.client import Client
+from core.net.names import Names
 from core.resources import Key
 from core.resources.builtin import LEASE
 from penstock.apiserver.app import create_own_app
@@ -102,17 +106,23 @@ async def _lead(frame: Frame, store: KubernetesStore, pod_logs: PodLogs) -> None
         metrics=metrics,
         gateways_in=settings.release.namespace,
     )
+    readers, client = make_readers(settings.event_log), Client()
+    forward = Forward(client, Names(), settings.release.ingress_url)
     app = create_own_app(
         (
-            broker_router(readers=make_readers(settings.event_log), view=loop.follower),
+            broker_router(readers=readers, view=loop.follower),
+            resending_router(readers=readers, view=loop.follower, forward=forward),
             serving_router(autoscaler=autoscaler, instances=instances),
         )
     )
-    async with serving(app, frame.listen(settings.port), drain_s=API_DRAIN_S), asyncio.TaskGroup() as tasks:
-        tasks.create_task(loop.run(), name="reconcile")
-        tasks.create_task(instances.run(), name="instances")
-        tasks.create_task(autoscaler.run(), name="scale")
-        tasks.create_task(recorder.run(), name="record")
+    try:
+        async with serving(app, frame.listen(settings.port), drain_s=API_DRAIN_S), asyncio.TaskGroup() as tasks:
+            tasks.create_task(loop.run(), name="reconcile")
+            tasks.create_task(instances.run(), name="instances")
+            tasks.create_task(autoscaler.run(), name="scale")
+            tasks.create_task(recorder.run(), name="record")
+    finally:
+        await client.close()
 
 
 def reconcilers_of(settings: Settings) -> tuple[Reconciler, ...]:

@@ -11,6 +11,8 @@ from typing import Final
 
 from broker.app import create_router as broker_router
 from broker.reconcile import reconcilers as broker_reconcilers
+from broker.resending.app import create_router as resending_router
+from broker.resending.forward import Forward
 from core.clock import SystemClock
 from core.control.events import EventRecorder, EventSweeper
 from core.control.gc import GarbageCollector
@@ -81,20 +83,23 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
         )
         # On leaving, gateways are told before the instances stop.
         stack.push_async_callback(autoscaler.withdraw)
+        names = Names(gateway=settings.gateway.address, broker=settings.broker.address)
         checkpoints = SqliteCheckpoints(data / "sources" / "checkpoints.db")
         stack.push_async_callback(checkpoints.close)
         sources = SourceRunner(
             store=store,
             factories=FACTORIES,
             requester=client,
-            names=Names(gateway=settings.gateway.address, broker=settings.broker.address),
+            names=names,
             checkpoints=checkpoints,
             clock=clock,
             metrics=metrics,
             root=root,
         )
+        readers = make_readers(settings)
         routers = (
-            broker_router(readers=make_readers(settings), view=loop.follower),
+            broker_router(readers=readers, view=loop.follower),
+            resending_router(readers=readers, view=loop.follower, forward=Forward(client, names)),
             serving_router(autoscaler=autoscaler, instances=instances),
         )
         app = create_app(store=store, registry=kinds, clock=clock, metrics=metrics, extra_routers=routers)

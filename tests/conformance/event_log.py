@@ -316,6 +316,25 @@ class EventLogSuite:
         await log.retain(1000.0 + 5 * DAYS_8)
         assert ids(await read(log)) == []
 
+    async def test_an_undelivered_event_that_people_settled_for_everybody_is_kept_no_longer_than_others(
+        self, log: EventLog
+    ):
+        half, whole, last = await append(log, entry("half"), entry("whole"), entry("last"))
+        log.subscribe("uid-1", BROKER, "default/one", last.seq)
+        for record, left in ((whole, 0), (half, 1)):
+            log.note(Attempt(record.seq, "uid-1", 1000.0, 1, 500, 0.1, "dropped", "no dead-letter sink"))  # type: ignore[attr-defined]
+            await log.flush()
+            log.note(Attempt(record.seq, "uid-1", 1001.0, left, 0, 0.0, "discarded", "by hand"))  # type: ignore[attr-defined]
+        await log.flush()
+        await log.retain(1000.0 + DAYS_8)
+        # A log that is removed from its beginning keeps what comes after one that stays.
+        assert set(ids(await read(log))) <= {"half", "whole", "last"}
+        assert "half" in ids(await read(log))
+        log.note(Attempt(half.seq, "uid-2", 1002.0, 0, 0, 0.0, "redriven", "as 9"))  # type: ignore[attr-defined]
+        await log.flush()
+        await log.retain(1000.0 + DAYS_8)
+        assert ids(await read(log)) == []
+
     async def test_positions_are_never_given_twice_even_when_all_events_are_gone(self, log: EventLog):
         (record,) = await append(log, entry("a"))
         await log.retain(1000.0 + DAYS_8)

@@ -6,7 +6,8 @@ from typing import TypeVar
 
 import msgspec
 
-from broker.ledger import Attempt
+from broker.ledger import Attempt, OutcomeName
+from broker.log.direction import Direction
 from broker.log.port import EventLog, Position
 from broker.log.query import LogQuery, Slice
 from tests.conformance.event_log import BROKER, OTHER, append, entry
@@ -95,6 +96,38 @@ class LogQuerySuite:
         ]
         assert told[0].attempts == (attempts[1], attempts[0])
         assert told[1].attempts == (attempts[2],)
+
+    async def test_events_are_told_by_position_whatever_their_broker(self, log: EventLog, reader: LogQuery):
+        records = await append(log, entry("a"), entry("b", OTHER), entry("c"))
+        told = await ask(lambda: reader.at([records[2].seq, records[1].seq, 4242, records[1].seq]))
+        assert [found.record for found in told] == records[1:]
+        assert await ask(lambda: reader.at([])) == ()
+
+    async def test_whom_an_event_is_for_is_told(self, log: EventLog, reader: LogQuery):
+        only = Direction("uid-1", "http://one-1.default.revision.localhost/")
+        (record,) = await append(log, msgspec.structs.replace(entry("a"), only=only, cause=4))
+        (found,) = await ask(lambda: reader.at([record.seq]))
+        assert found.record == record
+        assert [event.record for event in (await ask(lambda: reader.newest(1))).events] == [record]
+
+    async def test_undelivered_events_are_told_in_order_and_in_parts(self, log: EventLog, reader: LogQuery):
+        records = await append(log, *(entry(name) for name in "abcdef"))
+        log.subscribe("uid-1", BROKER, "default/one", 0)
+        outcomes: tuple[OutcomeName, ...] = ("delivered", "dropped", "dead-lettered", "dead", "retrying", "corrupt")
+        for record, outcome in zip(records, outcomes, strict=True):
+            log.note(Attempt(record.seq, "uid-1", 1000.0, 1, 500, 0.5, "retrying", "again"))  # type: ignore[attr-defined]
+            log.note(Attempt(record.seq, "uid-1", 1001.0, 2, 500, 0.5, outcome, "gave up"))  # type: ignore[attr-defined]
+            log.note(Attempt(record.seq, "uid-2", 1001.0, 2, 500, 0.5, outcome, "gave up"))  # type: ignore[attr-defined]
+        await log.flush()
+        seqs = [records[n].seq for n in (1, 3, 5)]
+        assert await ask(lambda: reader.undelivered(0, 10)) == tuple(seqs)
+        assert await ask(lambda: reader.undelivered(0, 1)) == tuple(seqs[:1])
+        assert await ask(lambda: reader.undelivered(seqs[0], 1)) == tuple(seqs[1:2])
+        assert await ask(lambda: reader.undelivered(seqs[2], 10)) == ()
+        assert await ask(lambda: reader.undelivered(0, 10, dead_lettered=True)) == (records[2].seq,)
+        log.note(Attempt(seqs[0], "uid-1", 1002.0, 0, 0, 0.0, "discarded", "by hand"))  # type: ignore[attr-defined]
+        await log.flush()
+        assert await ask(lambda: reader.undelivered(0, 10)) == tuple(seqs[1:])
 
     async def test_positions_are_told_as_they_were_kept(self, log: EventLog, reader: LogQuery):
         subscription = log.subscribe("uid-1", BROKER, "default/one", 0)

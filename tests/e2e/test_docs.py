@@ -20,7 +20,7 @@ from tests.support import document
 pytestmark = pytest.mark.e2e
 
 #: Commands that only look: what they show may come a moment later, so they are run again until it is there.
-LOOKING = re.compile(r"penstock (get|describe|events|explain|logs)\b|kubectl get\b")
+LOOKING = re.compile(r"penstock (get|describe|events|explain|logs|dlq (list|show))\b|kubectl get\b")
 LOOK_S = 30.0
 #: The ports as the pages name them.
 PORTS = {"gateway": "8080", "broker": "8081", "api": "8082", "admin": "8083"}
@@ -121,7 +121,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         someone.platform.stop()
 
 
-@pytest.mark.parametrize("page", ["getting-started.md", "events.md"])
+@pytest.mark.parametrize("page", ["getting-started.md", "events.md", "replay-and-dead-letters.md"])
 def test_what_a_page_tells_to_type_does_what_it_shows(reader, page):
     reader.follow(document.ROOT / "docs" / page)
     assert reader.platform is not None

@@ -80,12 +80,40 @@ def test_an_event_for_a_trigger_is_stored_for_it_alone_and_answered_with_its_pos
         pytest.param(PATH + "?revision=a.b", "POST", 400, "revision='a.b' must be the name", id="bad revision"),
         pytest.param(PATH + "?to=http://x", "POST", 400, "'to' is no parameter", id="unknown parameter"),
         pytest.param(PATH, "GET", 405, "POST", id="another method"),
+        pytest.param("/default/default/undelivered/1", "POST", 405, "DELETE", id="another method for a position"),
+        pytest.param("/default/default/undelivered/x", "DELETE", 404, "no position 'x'", id="no position"),
+        pytest.param("/default/default/undelivered/1", "DELETE", 400, "'of' is missing", id="of nobody"),
+        pytest.param("/default/default/undelivered/1?of=a%20b", "DELETE", 400, "of='a b' must be", id="bad uid"),
+        pytest.param("/default/none/undelivered/1?of=u", "DELETE", 404, "no Broker 'none'", id="a position of none"),
     ],
 )
 def test_what_cannot_be_directed_is_refused_with_the_reason(target: str, method: str, status: int, words: str):
     async def main() -> None:
         answer = await posted(made(MemoryLog()), target, method)
         assert (answer.status, words in answer.body.decode()) == (status, True), answer.body
+
+    run_virtual(main())
+
+
+def test_an_event_that_is_sent_again_by_hand_settles_the_one_that_it_repeats():
+    async def main() -> None:
+        log = MemoryLog()
+        answer = await posted(made(log), PATH + "?cause=41&of=uid-old&left=2")
+        seq = int(answer.header(b"penstock-position") or 0)
+        (note,) = log.attempts
+        assert (note.seq, note.uid, note.number, note.outcome) == (41, "uid-old", 2, "redriven")
+        assert f"position {seq}" in (note.reason or "")
+
+    run_virtual(main())
+
+
+def test_an_undelivered_event_is_dropped_by_hand():
+    async def main() -> None:
+        log = MemoryLog()
+        answer = await posted(made(log), "/default/default/undelivered/41?of=uid-scan&left=0", "DELETE", b"")
+        (note,) = log.attempts
+        assert (answer.status, note.seq, note.uid, note.number) == (202, 41, "uid-scan", 0)
+        assert note.outcome == "discarded"
 
     run_virtual(main())
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from broker.ledger import UNDELIVERED, Attempt
+from broker.ledger import SETTLED, UNDELIVERED, Attempt
 from broker.log.encoding import encode_attempt, encode_entry
 from broker.log.kafka.layout import (
     Pair,
@@ -120,6 +120,8 @@ def payloads(
         state.append((position_key(uid), encode_kept(token(uid), held.broker, held.name, held.snapshot()), 0))
     undelivered = {note.seq for note in batch.notes if note.outcome in UNDELIVERED}
     state += ((undelivered_key(seq), b"", 0) for seq in sorted(undelivered))
+    settled = {note.seq for note in batch.notes if note.outcome in SETTLED and note.number == 0}
+    state += ((undelivered_key(seq), None, 0) for seq in sorted(settled))
     if batch.says:  # after positions: then they may be taken over
         state.append((member_key(owner), encode_said(statement()), 0))
     if state:

@@ -87,6 +87,16 @@ class KafkaReader:
         self._catch_up()
         return self._reader.replies(seq)
 
+    def at(self, seqs: Sequence[int]) -> tuple[Found, ...]:
+        """The events at these positions, in order; those that are no longer kept are left out."""
+        self._catch_up()
+        return self._reader.at(seqs)
+
+    def undelivered(self, after: int, limit: int, *, dead_lettered: bool = False) -> tuple[int, ...]:
+        """The first `limit` positions after one of events that could not be delivered, or that a sink took instead."""
+        self._catch_up()
+        return self._reader.undelivered(after, limit, dead_lettered=dead_lettered)
+
     def deliveries(self, seqs: Sequence[int]) -> dict[int, tuple[Delivery, ...]]:
         """What became of these events, by position."""
         self._catch_up()

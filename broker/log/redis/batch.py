@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from broker.ledger import UNDELIVERED, Attempt
+from broker.ledger import SETTLED, UNDELIVERED, Attempt
 from broker.log.encoding import encode_attempt, encode_entry
 from broker.log.port import MAX_PENDING_NOTES, Appended, Entry, Subscription
 from broker.log.redis.connection import Word
@@ -85,6 +85,9 @@ def other_commands(keys: Keys, batch: Batch, token: Callable[[str], str]) -> tup
         undelivered = [note.seq for note in batch.notes if note.outcome in UNDELIVERED]
         if undelivered:
             commands.append(("ZADD", keys.undelivered, *(word for seq in undelivered for word in (seq, seq))))
+        settled = [note.seq for note in batch.notes if note.outcome in SETTLED and note.number == 0]
+        if settled:
+            commands.append(("ZREM", keys.undelivered, *settled))
     if batch.released:
         names = [keys.moved, *(key for key, _ in batch.released)]
         commands.append(("EVAL", RELEASE, len(names), *names, *(value for _, value in batch.released)))

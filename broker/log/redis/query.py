@@ -99,6 +99,19 @@ class RedisReader:
         """The events that subscribers answered this one with."""
         return self._scored(self._keys.causes, seq)
 
+    def at(self, seqs: Sequence[int]) -> tuple[Found, ...]:
+        """The events at these positions, in order; those that are no longer kept are left out."""
+        with self._errors():
+            return self._picked(seqs)
+
+    def undelivered(self, after: int, limit: int, *, dead_lettered: bool = False) -> tuple[int, ...]:
+        """The first `limit` positions after one of events that could not be delivered, or that a sink took instead."""
+        with self._errors():
+            if dead_lettered:
+                return self._dead_lettered(after, limit)
+            words = ("ZRANGEBYSCORE", self._keys.undelivered, f"({after}", "+inf", "LIMIT", 0, limit)
+            return tuple(int(seq) for seq in self._run(*words))
+
     def deliveries(self, seqs: Sequence[int]) -> dict[int, tuple[Delivery, ...]]:
         """What became of these events, by position."""
         commands = [("ZRANGEBYSCORE", self._keys.attempts, seq, seq) for seq in seqs]
@@ -151,12 +164,29 @@ class RedisReader:
     def _scored(self, key: str, score: int) -> tuple[Found, ...]:
         """The events of an index's entries."""
         with self._errors():
-            seqs = [int(seq) for seq in self._run("ZRANGEBYSCORE", key, score, score, "LIMIT", 0, MAX_SAME)]
-            asked = [(name, seq) for name in self._brokers(None, None) for seq in sorted(seqs)]
-            commands = [("XRANGE", self._keys.events(name), stream_id(seq), stream_id(seq)) for name, seq in asked]
-            answers = self._run_all(commands) if commands else []
+            return self._picked([int(n) for n in self._run("ZRANGEBYSCORE", key, score, score, "LIMIT", 0, MAX_SAME)])
+
+    def _picked(self, seqs: Sequence[int]) -> tuple[Found, ...]:
+        """The events at these positions. Which Broker has a position is not known: each is asked."""
+        asked = [(name, seq) for name in self._brokers(None, None) for seq in sorted(set(seqs))]
+        commands = [("XRANGE", self._keys.events(name), stream_id(seq), stream_id(seq)) for name, seq in asked]
+        answers = self._run_all(commands) if commands else []
         found = [_found(name, *entries[0]) for (name, _), entries in zip(asked, answers, strict=True) if entries]
         return tuple(sorted(found, key=_seq))
+
+    def _dead_lettered(self, after: int, limit: int) -> tuple[int, ...]:
+        """Looks through the whole ledger after a position, in parts: nothing else tells them apart."""
+        found: dict[int, None] = {}
+        begin, skip = f"({after}", 0
+        while len(found) < limit:
+            words = ("ZRANGEBYSCORE", self._keys.attempts, begin, "+inf", "LIMIT", skip, TOGETHER)
+            rows = [decode_attempt(stored) for stored in self._run(*words)]
+            found.update((row.seq, None) for row in rows if row.outcome == "dead-lettered")
+            if len(rows) < TOGETHER:
+                break
+            # On from the last position, whose rows may go beyond this part.
+            begin, skip = str(rows[-1].seq), sum(row.seq == rows[-1].seq for row in rows)
+        return tuple(found)[:limit]
 
     def _newest(self, broker: str) -> int:
         entries = self._run("XREVRANGE", self._keys.events(broker), "+", "-", "COUNT", 1)

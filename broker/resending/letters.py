@@ -1,0 +1,233 @@
+"""What could not be delivered: each event and Trigger, with the reason and the attempts. Reads the logs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from broker.ledger import UNDELIVERED, Attempt, standing
+from broker.log.query import Delivery, Found, LogQuery
+from core.clock import rfc3339
+from core.errors import InvalidInput, NotFound
+from core.events import CloudEvent, to_structured
+
+__all__ = ["REASONS", "Held", "Letter", "LetterDetail", "LetterList", "Letters", "Wanted"]
+
+#: Why an event is a dead letter. A letter that the dead-letter sink took is one only where that is asked for.
+REASONS: Final = (*sorted(UNDELIVERED), "dead-lettered")
+#: Positions whose letters are read at once, and looked at for one answer.
+_TOGETHER: Final = 200
+MAX_SCANNED: Final = 20_000
+
+
+class Letter(msgspec.Struct, frozen=True, kw_only=True):
+    """An event that one Trigger's subscriber did not get. `id` is ``<namespace>/<trigger>/<position>``; `time` is when
+    the event arrived, `failed` when the last attempt began, `status` what that was answered (0 for no answer).
+    `repeats` is the position of the event that this one was sent again for."""
+
+    id: str
+    trigger: str
+    broker: str
+    position: int
+    time: str
+    failed: str
+    outcome: str
+    status: int
+    attempts: int
+    reason: str | None
+    event_id: str = ""
+    type: str = ""
+    source: str = ""
+    subject: str | None = None
+    repeats: int | None = None
+
+
+class AttemptTold(msgspec.Struct, frozen=True, kw_only=True):
+    """One attempt, as `broker.explain` tells it."""
+
+    number: int
+    time: str
+    status: int
+    latency_ms: float
+    outcome: str
+    reason: str | None
+
+
+class LetterDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """A letter with all of its event, in CloudEvents' JSON format (null where it is corrupt), and each attempt."""
+
+    letter: Letter
+    event: msgspec.Raw
+    attempts: tuple[AttemptTold, ...]
+
+
+class LetterList(msgspec.Struct, frozen=True):
+    """The answer of ``GET /penstock/v1/dead-letters``: ask on with ``after=<next>``, unless that is null."""
+
+    letters: tuple[Letter, ...]
+    next: str | None
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A dead letter. `left` is for how many other subscriptions its event is undelivered as well."""
+
+    found: Found
+    delivery: Delivery
+    last: Attempt
+    left: int
+
+    @property
+    def event(self) -> CloudEvent | None:
+        """None where the stored bytes are not what was written."""
+        return None if self.found.record is None else self.found.record.entry.event()
+
+    @property
+    def trigger(self) -> str:
+        """``namespace/name``, or the uid of one whose name was not kept."""
+        return self.delivery.name or self.delivery.uid
+
+    @property
+    def id(self) -> str:
+        return f"{self.trigger}/{self.found.seq}"
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Which letters: of this namespace, of this Trigger, for one of these reasons, whose last attempt began at `since`
+    or later (seconds since the epoch), of an event of this id."""
+
+    namespace: str | None = None
+    trigger: str | None = None
+    reasons: frozenset[str] = UNDELIVERED
+    since: float = 0.0
+    event_id: str | None = None
+
+    def has(self, held: Held) -> bool:
+        namespace, _, name = held.trigger.partition("/")
+        record = held.found.record
+        return (
+            held.last.outcome in self.reasons
+            and self.namespace in (None, namespace)
+            and self.trigger in (None, name)
+            and held.last.at >= self.since
+            and (self.event_id is None or (record is not None and record.entry.attributes["id"] == self.event_id))
+        )
+
+
+class Letters:
+    """The dead letters of a platform's logs, of which `readers` has one under each class of Broker. All methods block,
+    and raise Unavailable."""
+
+    def __init__(self, readers: Mapping[str, LogQuery]) -> None:
+        self._logs: list[tuple[str, LogQuery]] = []
+        for name, reader in readers.items():
+            if all(reader is not held for _, held in self._logs):
+                self._logs.append((name, reader))
+
+    def list(self, wanted: Wanted, limit: int, after: str | None = None) -> LetterList:
+        """The first `limit` letters after a cursor: log by log, oldest first. Raises InvalidInput where it is none."""
+        name, start = self._cursor(after)
+        letters: list[Letter] = []
+        for number, (log, reader) in enumerate(self._logs):
+            if number < name:
+                continue
+            seq, scanned = start if number == name else 0, 0
+            while found := self._some(reader, wanted, seq):
+                for seq, helds in found:
+                    letters += [letter_of(held) for held in helds if wanted.has(held)]
+                    scanned += 1
+                    if len(letters) >= limit or scanned >= MAX_SCANNED:
+                        return LetterList(tuple(letters), f"{log}:{seq}")
+        return LetterList(tuple(letters), None)
+
+    def find(self, trigger: str, position: int) -> Held:
+        """The letter of this Trigger (``namespace/name``) and position. Raises NotFound."""
+        for _, reader in self._logs:
+            for found, deliveries in read(reader, [position]):
+                for held in helds_of(found, deliveries):
+                    if held.trigger == trigger and held.last.outcome in REASONS:
+                        return held
+        raise NotFound(
+            f"There is no dead letter {trigger}/{position}: it was delivered, redriven or dropped meanwhile, "
+            "or is no longer kept."
+        )
+
+    def _some(self, reader: LogQuery, wanted: Wanted, after: int) -> Sequence[tuple[int, Sequence[Held]]]:
+        """What comes next after a position, by position; empty at the log's end."""
+        seqs: set[int] = set()
+        if wanted.reasons & UNDELIVERED:
+            seqs.update(reader.undelivered(after, _TOGETHER))
+        if wanted.reasons - UNDELIVERED:
+            seqs.update(reader.undelivered(after, _TOGETHER, dead_lettered=True))
+        first = sorted(seqs)[:_TOGETHER]
+        told = {found.seq: helds_of(found, deliveries) for found, deliveries in read(reader, first)}
+        return [(seq, told.get(seq, ())) for seq in first]
+
+    def _cursor(self, after: str | None) -> tuple[int, int]:
+        """Which of the logs, and the position in it."""
+        if after is None:
+            return 0, 0
+        log, _, seq = after.partition(":")
+        names = [name for name, _ in self._logs]
+        if log not in names or not seq.isdecimal() or len(seq) > 18:
+            raise InvalidInput(
+                f"after={after!r} is no position: leave it out, or give the `next` of an earlier answer."
+            )
+        return names.index(log), int(seq)
+
+
+def read(reader: LogQuery, seqs: Sequence[int]) -> Iterator[tuple[Found, Sequence[Delivery]]]:
+    """Events with what became of them."""
+    deliveries = reader.deliveries(seqs)
+    for found in reader.at(seqs):
+        yield found, deliveries.get(found.seq, ())
+
+
+def helds_of(found: Found, deliveries: Sequence[Delivery]) -> Sequence[Held]:
+    """How an event stands for each subscription that it was tried for."""
+    lasts = [standing(delivery.attempts) for delivery in deliveries]
+    undelivered = sum(last.outcome in UNDELIVERED for last in lasts)
+    return [
+        Held(found, delivery, last, undelivered - (last.outcome in UNDELIVERED))
+        for delivery, last in zip(deliveries, lasts, strict=True)
+    ]
+
+
+def letter_of(held: Held) -> Letter:
+    found, last = held.found, held.last
+    attributes = found.record.entry.attributes if found.record is not None else {}
+    return Letter(
+        id=held.id,
+        trigger=held.trigger,
+        broker=found.broker,
+        position=found.seq,
+        time=rfc3339(found.at, fraction=True),
+        failed=rfc3339(last.at, fraction=True),
+        outcome=last.outcome,
+        status=last.status,
+        attempts=last.number,
+        reason=last.reason,
+        event_id=attributes.get("id", ""),
+        type=attributes.get("type", ""),
+        source=attributes.get("source", ""),
+        subject=attributes.get("subject"),
+        repeats=found.record.entry.cause if found.record is not None and found.record.entry.only else None,
+    )
+
+
+def detail_of(held: Held) -> LetterDetail:
+    event = held.event
+    attempts = tuple(
+        AttemptTold(
+            number=attempt.number,
+            time=rfc3339(attempt.at, fraction=True),
+            status=attempt.status,
+            latency_ms=round(attempt.latency_s * 1000, 3),
+            outcome=attempt.outcome,
+            reason=attempt.reason,
+        )
+        for attempt in held.delivery.attempts
+    )
+    told = msgspec.Raw(b"null") if event is None else msgspec.Raw(to_structured(event)[1])
+    return LetterDetail(letter=letter_of(held), event=told, attempts=attempts)

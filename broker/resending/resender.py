@@ -1,0 +1,236 @@
+"""What people have done with stored events: sent again to one Trigger or one Revision, or dropped. Reads the logs and
+asks the ingress, which is the way into them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from broker.directed import Wish
+from broker.filters import Filter
+from broker.log.query import Found, LogQuery
+from broker.resending.forward import Forward
+from broker.resending.letters import Held, Letters
+from broker.resending.replaying import REPLAY_ATTRIBUTE, Criteria, Selection, Window, select, window
+from broker.resources import TriggerShape, compile_filter
+from broker.table import Table, TriggerSpec
+from core.errors import InvalidInput, NotFound, PenstockError
+from core.events import CloudEvent, from_http
+
+__all__ = ["MAX_POSITIONS", "Ask", "Asked", "Redrive", "Redriven", "Replay", "Replayed", "Resender"]
+
+#: Events sent again for one request: it is answered within some seconds, and who asks sets the pace.
+MAX_POSITIONS: Final = 200
+#: Sent at a time: those that arrive while a commit is under way share the next.
+_AT_ONCE: Final = 16
+
+_REPLAY: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,62}[a-z0-9])?\Z")
+_STRUCTURED: Final = [(b"content-type", b"application/cloudevents+json")]
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True):
+    """Which events a replay to the Trigger `trigger` is for. Times in seconds since the epoch. `filters` is as in a
+    Trigger; None takes the Trigger's own filter. With `after` and `through`, of an earlier answer, it goes on."""
+
+    namespace: str
+    trigger: str
+    since: float | None = None
+    until: float | None = None
+    filters: tuple[dict[str, object], ...] | None = None
+    ids: tuple[str, ...] = ()
+    after: int | None = None
+    through: int | None = None
+    limit: int = MAX_POSITIONS
+
+
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer: the candidates, and where they would go."""
+
+    selection: Selection
+    trigger: str
+    broker: str
+    subscriber: str | None
+
+
+class Replay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Send the events at `positions` again to a Trigger, or to a Revision of its namespace, marked with the id of the
+    replay. With `resumed`, those that this replay has sent before are left out."""
+
+    replay: str
+    namespace: str
+    trigger: str
+    positions: tuple[int, ...]
+    revision: str | None = None
+    resumed: bool = False
+
+
+class Replayed(msgspec.Struct, frozen=True, kw_only=True):
+    """How many were sent, left out as sent before, and not sent because they are no longer kept or are corrupt; the
+    positions that they have got."""
+
+    sent: int
+    before: int
+    missing: int
+    positions: tuple[int, ...]
+
+
+class Redrive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Send a dead letter again, as it is or, where there is one, as `event` (CloudEvents' JSON format) says."""
+
+    replay: str
+    event: msgspec.Raw = msgspec.Raw(b"")
+    revision: str | None = None
+
+
+class Redriven(msgspec.Struct, frozen=True, kw_only=True):
+    """The position that the event has got."""
+
+    position: int
+    event_id: str
+
+
+class Resender:
+    """`readers` are those of the logs by class of Broker; `table` tells the Brokers and Triggers as they are now, and
+    `has_revision` whether a namespace has a Revision of a name. All raise NotFound, InvalidInput and Unavailable."""
+
+    def __init__(
+        self,
+        *,
+        readers: Mapping[str, LogQuery],
+        forward: Forward,
+        table: Callable[[], Table],
+        has_revision: Callable[[str, str], bool],
+    ) -> None:
+        self._readers = readers
+        self._forward = forward
+        self._table = table
+        self._has_revision = has_revision
+        self.letters = Letters(readers)
+
+    # ---- dead letters
+
+    async def redrive(self, trigger: str, position: int, ask: Redrive) -> Redriven:
+        """Send the letter of the Trigger (``namespace/name``) again. It is listed no more once the event is stored,
+        which is listed if it fails as well."""
+        held = await asyncio.to_thread(self.letters.find, trigger, position)
+        spec = self._trigger(trigger, f"Replay the event to another one: penstock replay --id {position}")
+        self._check(spec, ask.replay, ask.revision)
+        event = self._edited(ask.event) if bytes(ask.event) else held.event
+        if event is None:
+            raise InvalidInput(
+                f"The event of {held.id} is corrupt and cannot be sent again as it is. Drop it, or give another."
+            )
+        wish = Wish(ask.revision, position, held.delivery.uid, held.left)
+        marked = event.with_attributes(**{REPLAY_ATTRIBUTE: ask.replay})
+        got = await self._forward.send(spec.broker, spec.name, marked, wish)
+        return Redriven(position=got, event_id=event.id)
+
+    async def drop(self, trigger: str, position: int) -> Held:
+        """Note that nobody wants the letter any more."""
+        held = await asyncio.to_thread(self.letters.find, trigger, position)
+        await self._forward.discard(held.found.broker, position, Wish(None, None, held.delivery.uid, held.left))
+        return held
+
+    # ---- replays
+
+    async def select(self, ask: Ask) -> Asked:
+        """Some of the events that a replay is for, and where to ask on."""
+        spec, reader = self._of(f"{ask.namespace}/{ask.trigger}")
+        broker = spec.broker.partition("/")[2]
+        wanted = spec.filter if ask.filters is None else _filter(ask.filters)
+        criteria = Criteria(namespace=ask.namespace, broker=broker, filter=wanted, ids=frozenset(ask.ids))
+
+        def read() -> Selection:
+            if ask.after is not None and ask.through is not None:
+                where = Window(ask.after, ask.through)
+            else:
+                where = window(reader, ask.namespace, broker, ask.since, ask.until)
+            return select(reader, criteria, where, ask.limit)
+
+        selection = await asyncio.to_thread(read)
+        return Asked(selection=selection, trigger=spec.key, broker=spec.broker, subscriber=spec.subscriber_uri)
+
+    async def replay(self, ask: Replay) -> Replayed:
+        """Send events again. Each is on disk when this returns; where it raises, some may have been sent, which a
+        request with `resumed` leaves out."""
+        spec, reader = self._of(f"{ask.namespace}/{ask.trigger}")
+        self._check(spec, ask.replay, ask.revision)
+        if len(ask.positions) > MAX_POSITIONS:
+            raise InvalidInput(f"positions: there must be at most {MAX_POSITIONS} at once (got {len(ask.positions)}).")
+
+        def read() -> tuple[list[Found], int]:
+            kept = [found for found in reader.at(ask.positions) if found.broker == spec.broker and found.record]
+            fresh = [
+                found for found in kept if not (ask.resumed and _was_sent(reader, found.seq, spec.uid, ask.replay))
+            ]
+            return fresh, len(kept) - len(fresh)
+
+        found, before = await asyncio.to_thread(read)
+        positions: list[int] = []
+        for start in range(0, len(found), _AT_ONCE):
+            sending = (self._again(spec, each, ask) for each in found[start : start + _AT_ONCE])
+            results = await asyncio.gather(*sending, return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException):
+                    raise result
+                positions.append(result)
+        missing = len(set(ask.positions)) - len(found) - before
+        return Replayed(sent=len(positions), before=before, missing=missing, positions=tuple(positions))
+
+    # ---- inside
+
+    async def _again(self, spec: TriggerSpec, found: Found, ask: Replay) -> int:
+        assert found.record is not None  # noqa: S101 - `replay` left out those without; tells the type checker
+        event = found.record.entry.event().with_attributes(**{REPLAY_ATTRIBUTE: ask.replay})
+        return await self._forward.send(spec.broker, spec.name, event, Wish(ask.revision, found.seq))
+
+    def _trigger(self, key: str, hint: str = "List those that exist with: penstock get triggers -A") -> TriggerSpec:
+        found = next((trigger for trigger in self._table().triggers.values() if trigger.key == key), None)
+        if found is None:
+            namespace, _, name = key.partition("/")
+            raise NotFound(f"There is no Trigger {name!r} in the namespace {namespace!r}. {hint}.")
+        return found
+
+    def _of(self, key: str) -> tuple[TriggerSpec, LogQuery]:
+        """The Trigger and the log of its Broker."""
+        spec = self._trigger(key)
+        broker = self._table().brokers.get(spec.broker)
+        reader = self._readers.get(broker.log_class) if broker is not None else None
+        if reader is None:
+            raise NotFound(f"The Broker {spec.broker} of the Trigger {key} does not exist, or its class is not served.")
+        return spec, reader
+
+    def _check(self, spec: TriggerSpec, replay: str, revision: str | None) -> None:
+        if not _REPLAY.match(replay):
+            rule = "must be at most 64 lower case letters, digits and '-', starting and ending with a letter or digit"
+            raise InvalidInput(f"replay={replay[:100]!r} {rule}.")
+        if revision is not None and not self._has_revision(spec.namespace, revision):
+            hint = "List those that exist with: penstock get revisions"
+            raise NotFound(f"There is no Revision {revision!r} in the namespace {spec.namespace!r}. {hint}.")
+
+    def _edited(self, raw: msgspec.Raw) -> CloudEvent:
+        return from_http(_STRUCTURED, bytes(raw))
+
+
+def _was_sent(reader: LogQuery, seq: int, uid: str, replay: str) -> bool:
+    """Whether this replay has sent the event at `seq` to the Trigger before."""
+    for found in reader.replies(seq):
+        entry = found.record.entry if found.record is not None else None
+        if entry is None or entry.only is None or entry.only.uid != uid:
+            continue  # a reply, or for somebody else
+        if entry.attributes.get(REPLAY_ATTRIBUTE) == replay:
+            return True
+    return False
+
+
+def _filter(filters: Sequence[dict[str, object]]) -> Filter:
+    try:
+        return compile_filter(msgspec.convert({"filters": list(filters)}, TriggerShape))
+    except PenstockError:
+        raise
+    except ValueError as error:
+        raise InvalidInput(f"The filter cannot be read: {error}.") from error

@@ -1,0 +1,409 @@
+"""``penstock dlq list | show | redrive | drop``: what could not be delivered, and what to do with it."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import click
+import msgspec
+
+from penstock.cli.api import Refused
+from penstock.cli.context import Session, namespace_option, output_option, platform_options
+from penstock.cli.failure import FAILED, NOT_FOUND, Failure
+from penstock.cli.output import age, print_json, print_table
+from penstock.cli.pace import Pace, moment, patiently
+
+__all__ = ["dlq"]
+
+PATH: Final = "/penstock/v1/dead-letters"
+#: Why a letter is one: `broker.resending.letters.REASONS`, which would load the whole broker.
+REASONS: Final = ("dropped", "dead", "corrupt", "dead-lettered")
+#: Letters in one answer.
+PAGE: Final = 500
+
+
+@click.group(short_help="Look at what could not be delivered, send it again, or drop it.")
+def dlq() -> None:
+    """Dead letters: events that a Trigger's subscriber did not get, after every attempt.
+
+    A letter is one event for one Trigger, named NAMESPACE/TRIGGER/POSITION as `list` shows it. Where a letter is asked
+    for, TRIGGER/POSITION (with --namespace) and an event's id will do.
+
+    \b
+    Examples:
+      penstock dlq list --trigger orders --since 1h
+      penstock dlq show orders/41
+      penstock dlq redrive --trigger orders --rate 20
+    """
+
+
+def _choosing(command: Any) -> Any:
+    """``--trigger``, ``--reason`` and ``--since``."""
+    for option in (
+        click.option("--since", metavar="TIME", callback=moment, help="Only what failed since: 2h, 30m, 7d, RFC 3339."),
+        click.option(
+            "--reason",
+            "reasons",
+            multiple=True,
+            type=click.Choice(REASONS),
+            help="Only these; dead-lettered are those that a sink took.  [default: dropped, dead, corrupt]",
+        ),
+        click.option("--trigger", help="Only those of this Trigger."),
+    ):
+        command = option(command)
+    return command
+
+
+def _query(
+    namespace: str | None, trigger: str | None, reasons: Sequence[str], since: float | None, event: str | None = None
+) -> list[tuple[str, str]]:
+    given = {"namespace": namespace, "trigger": trigger, "event": event}
+    query = [(name, value) for name, value in given.items() if value is not None]
+    query += [("reason", reason) for reason in reasons]
+    return query if since is None else [*query, ("since", repr(since))]
+
+
+def _letters(session: Session, query: Sequence[tuple[str, str]], limit: int | None = None) -> Iterator[dict[str, Any]]:
+    """The letters, page by page; all of them without `limit`."""
+    after: list[tuple[str, str]] = []
+    left = limit
+    while True:
+        size = PAGE if left is None else min(PAGE, left)
+        page = patiently(session, "GET", PATH, query=[*query, *after, ("limit", str(size))])
+        yield from page["letters"]
+        left = None if left is None else left - len(page["letters"])
+        if page["next"] is None or left == 0:
+            return
+        after = [("after", page["next"])]
+
+
+@dlq.command(name="list", short_help="List what could not be delivered.")
+@_choosing
+@click.option("-n", "--namespace", help="Only those of this namespace.  [default: all]")
+@click.option(
+    "--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="At most so many, oldest first."
+)
+@output_option("text", "json")
+@platform_options
+def list_(
+    trigger: str | None,
+    reasons: tuple[str, ...],
+    since: float | None,
+    namespace: str | None,
+    limit: int,
+    output: str,
+    server: str | None,
+    data: Path,
+) -> None:
+    """List events that could not be delivered, one for each Trigger that did not get it, oldest first.
+
+    With --output json, one JSON object a line.
+
+    \b
+    dropped         given up, and there is no dead-letter sink
+    dead            the dead-letter sink did not take it either
+    corrupt         the stored bytes are not what was written
+    dead-lettered   the dead-letter sink took it; only with --reason dead-lettered
+
+    \b
+    Examples:
+      penstock dlq list
+      penstock dlq list --trigger orders --since 1h --output json
+    """
+    session = Session(server, data)
+    # One more than asked for: whether there are more.
+    found = list(_letters(session, _query(namespace, trigger, reasons, since), limit + 1))
+    shown = found[:limit]
+    if output == "json":
+        for letter in shown:
+            click.echo(msgspec.json.encode(letter))
+    elif shown:
+        titles = ("LETTER", "EVENT", "TYPE", "REASON", "STATUS", "ATTEMPTS", "FAILED")
+        print_table(titles, [_row(letter) for letter in shown])
+    else:
+        click.echo("Nothing is undelivered.", err=True)
+    if len(found) > limit:
+        click.echo(f"There are more than {limit}; see them with --limit.", err=True)
+
+
+def _row(letter: dict[str, Any]) -> list[str]:
+    status = str(letter["status"] or "none")
+    failed = age(letter["failed"])
+    event = letter["event_id"] or "-"
+    return [letter["id"], event, letter["type"] or "-", letter["outcome"], status, str(letter["attempts"]), failed]
+
+
+@dlq.command(short_help="Show one letter: the event, each attempt, the reason.")
+@click.argument("letter")
+@namespace_option
+@output_option("text", "json")
+@platform_options
+def show(letter: str, namespace: str, output: str, server: str | None, data: Path) -> None:
+    """Show a letter: its event, each attempt to deliver it, and why that was given up.
+
+    \b
+    Examples:
+      penstock dlq show orders/41
+      penstock dlq show order-1 --output json
+    """
+    session = Session(server, data)
+    details = [session.api.request("GET", _path(found)) for found in _found(session, letter, namespace)]
+    if output == "json":
+        print_json(details if len(details) > 1 else details[0])
+        return
+    for number, detail in enumerate(details):
+        if number:
+            click.echo()
+        _show(detail)
+
+
+def _show(detail: dict[str, Any]) -> None:
+    letter = detail["letter"]
+    click.echo(f"{click.style(letter['id'], bold=True)}  {click.style(letter['outcome'], fg='red')}")
+    click.echo(f"event    {letter['event_id'] or '(corrupt)'}, arrived {letter['time']} at {letter['broker']}")
+    if letter["repeats"] is not None:
+        click.echo(f"repeats  the event at position {letter['repeats']}")
+    click.echo(f"reason   {letter['reason'] or 'none was kept'}")
+    for attempt in detail["attempts"]:
+        status = attempt["status"] or "no answer"
+        told = f"  {attempt['reason']}" if attempt["reason"] else ""
+        clock = attempt["time"][:23].replace("T", " ")
+        line = f"attempt {attempt['number']}  {clock}  {status}  {attempt['latency_ms']:.1f} ms  {attempt['outcome']}"
+        click.echo(f"  {line}{told}")
+    if detail["event"] is not None:
+        print_json(detail["event"])
+
+
+@dlq.command(short_help="Send letters again.")
+@click.argument("letters", nargs=-1, metavar="[LETTER ...]")
+@_choosing
+@click.option("--all", "everything", is_flag=True, help="All of the namespace.")
+@click.option("--revision", help="Send to this Revision instead of the Trigger's subscriber.")
+@click.option(
+    "--rate", type=click.FloatRange(0, 100_000), default=50.0, show_default=True, help="A second; 0: no limit."
+)
+@click.option("--edit", is_flag=True, help="Edit the event in $EDITOR first; for one letter.")
+@click.option(
+    "--with", "replacement", metavar="FILE", help="Send this event (JSON) instead; - is stdin. For one letter."
+)
+@namespace_option
+@output_option("text", "json")
+@platform_options
+def redrive(
+    letters: tuple[str, ...],
+    trigger: str | None,
+    reasons: tuple[str, ...],
+    since: float | None,
+    everything: bool,
+    revision: str | None,
+    rate: float,
+    edit: bool,
+    replacement: str | None,
+    namespace: str,
+    output: str,
+    server: str | None,
+    data: Path,
+) -> None:
+    """Send letters again, each to its Trigger alone, whatever that one's filter says.
+
+    An event that is sent again is stored as a new one, with the extension attribute penstockreplay and the Trigger's
+    own retries and dead-letter sink. Its letter is listed no more once that is so; if it fails as well, it is a letter
+    again.
+
+    \b
+    Examples:
+      penstock dlq redrive orders/41 orders/57
+      penstock dlq redrive --trigger orders --since 1h --rate 10
+      penstock dlq redrive orders/41 --edit
+      penstock dlq redrive --all --revision orders-00003
+    """
+    session = Session(server, data)
+    chosen = _chosen(session, letters, namespace, trigger, reasons, since, everything)
+    if (edit or replacement) and len(chosen) != 1:
+        raise click.UsageError(f"--edit and --with are for one letter; these are {len(chosen)}.")
+    replay = f"redrive-{uuid.uuid4().hex[:8]}"
+    body: dict[str, Any] = {"replay": replay, **({} if revision is None else {"revision": revision})}
+    if edit:
+        body["event"] = _edited(session, chosen[0])
+    elif replacement:
+        body["event"] = _given(replacement)
+    told = _each(session, chosen, rate, "POST", body, output, "redriven")
+    if output == "json":
+        print_json({"replay": replay, **told})
+    elif told["done"]:
+        click.secho(f"Marked with penstockreplay={replay}; see where one went with: penstock explain ID", dim=True)
+    if told["failed"]:
+        raise click.exceptions.Exit(FAILED)
+
+
+@dlq.command(short_help="Drop letters: nobody wants them any more.")
+@click.argument("letters", nargs=-1, metavar="[LETTER ...]")
+@_choosing
+@click.option("--all", "everything", is_flag=True, help="All of the namespace.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@namespace_option
+@output_option("text", "json")
+@platform_options
+def drop(
+    letters: tuple[str, ...],
+    trigger: str | None,
+    reasons: tuple[str, ...],
+    since: float | None,
+    everything: bool,
+    yes: bool,
+    namespace: str,
+    output: str,
+    server: str | None,
+    data: Path,
+) -> None:
+    """Drop letters: they are listed no more, and their events are kept no longer than delivered ones.
+
+    \b
+    Examples:
+      penstock dlq drop orders/41
+      penstock dlq drop --trigger orders --since 7d --yes
+    """
+    session = Session(server, data)
+    chosen = _chosen(session, letters, namespace, trigger, reasons, since, everything)
+    if chosen and not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"This drops {_count(len(chosen))} for good; say so with --yes.")
+        click.confirm(f"Drop {_count(len(chosen))} for good?", abort=True, err=True)
+    told = _each(session, chosen, 0.0, "DELETE", None, output, "dropped")
+    if output == "json":
+        print_json(told)
+    if told["failed"]:
+        raise click.exceptions.Exit(FAILED)
+
+
+# ---- which
+
+
+def _chosen(
+    session: Session,
+    letters: Sequence[str],
+    namespace: str,
+    trigger: str | None,
+    reasons: Sequence[str],
+    since: float | None,
+    everything: bool,
+) -> list[str]:
+    """The ids of the letters that the arguments name, as of now: what fails again meanwhile is not among them."""
+    if sum((bool(letters), trigger is not None, everything)) != 1:
+        raise click.UsageError("Name letters, or choose them with --trigger or --all.")
+    if letters:
+        if reasons or since is not None:
+            raise click.UsageError("--reason and --since are for --trigger and --all.")
+        named = [found for letter in letters for found in _found(session, letter, namespace)]
+        return list(dict.fromkeys(named))
+    return [letter["id"] for letter in _letters(session, _query(namespace, trigger, reasons, since))]
+
+
+def _found(session: Session, letter: str, namespace: str) -> list[str]:
+    """The letters of that name, or of the event of that id. Raises Failure where there is none."""
+    head, _, position = letter.rpartition("/")
+    if head and position.isdecimal() and head.count("/") <= 1:
+        named = letter if "/" in head else f"{namespace}/{letter}"
+        with contextlib.suppress(_Missing):
+            _request(session, "GET", _path(named))
+            return [named]
+    found = [each["id"] for each in _letters(session, _query(namespace, None, REASONS, None, letter))]
+    if not found:
+        hint = "List those that exist with: penstock dlq list"
+        text = (
+            f"There is no dead letter {letter!r} in the namespace {namespace!r}: it was delivered, redriven or dropped."
+        )
+        raise Failure(text, hint=hint, code=NOT_FOUND)
+    return found
+
+
+class _Missing(Exception):
+    """There is no such letter."""
+
+
+def _request(session: Session, method: str, path: str, body: Any = None) -> Any:
+    try:
+        return patiently(session, method, path, body=body)
+    except Refused as refusal:
+        if refusal.status == 404:
+            raise _Missing(refusal.message) from refusal
+        raise
+
+
+def _path(letter: str) -> str:
+    return f"{PATH}/{'/'.join(quote(part, safe='') for part in letter.split('/'))}"
+
+
+# ---- doing
+
+
+def _each(
+    session: Session, chosen: Sequence[str], rate: float, method: str, body: Any, output: str, done: str
+) -> dict[str, Any]:
+    """Do the same with each letter, and say what became of it; those that fail do not keep the others from it."""
+    pace = Pace(rate)
+    succeeded: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    try:
+        for letter in chosen:
+            pace.wait(1)
+            path = _path(letter) + ("/redrive" if method == "POST" else "")
+            try:
+                answer = _request(session, method, path, body)
+            except (_Missing, Refused) as error:
+                text = error.message if isinstance(error, Refused) else str(error)
+                failed.append({"letter": letter, "error": text})
+                click.echo(f"{letter}: {text}", err=True)
+                continue
+            succeeded.append({"letter": letter, **({"position": answer["position"]} if "position" in answer else {})})
+            if output == "text":
+                at = f" as position {answer['position']}" if "position" in answer else ""
+                click.echo(f"{letter} {click.style(done, fg='green')}{at}")
+    except KeyboardInterrupt:
+        left = len(chosen) - len(succeeded) - len(failed)
+        text = f"Interrupted: {len(succeeded)} of {len(chosen)} letters {done}, {left} are as they were."
+        raise Failure(text, hint="The same command goes on with the rest.") from None
+    if output == "text":
+        told = f"; {len(failed)} failed" if failed else ""
+        click.echo(f"{_count(len(succeeded))} {done}{told}" if chosen else "Nothing is undelivered.", err=True)
+    return {"done": succeeded, "failed": failed}
+
+
+def _count(number: int) -> str:
+    return f"{number} letter" + ("" if number == 1 else "s")
+
+
+def _edited(session: Session, letter: str) -> Any:
+    """The letter's event as a person's editor left it. Raises Failure where nothing was changed, or it is no JSON."""
+    event = _request(session, "GET", _path(letter))["event"]
+    if event is None:
+        raise Failure(f"The event of {letter} is corrupt. Give another one with --with FILE.")
+    before = msgspec.json.format(msgspec.json.encode(event), indent=2).decode() + "\n"
+    after = click.edit(before, extension=".json")
+    if after is None or after == before:
+        raise Failure("Nothing was changed, so nothing was sent.", hint="Without --edit it is sent as it is.")
+    return _json(after.encode(), "What was edited")
+
+
+def _given(path: str) -> Any:
+    try:
+        content = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise Failure(f"{path} cannot be read: {error.strerror}.") from error
+    return _json(content, path)
+
+
+def _json(content: bytes, what: str) -> Any:
+    try:
+        event = msgspec.json.decode(content)
+    except msgspec.DecodeError as error:
+        raise Failure(f"{what} is not JSON: {error}. Nothing was sent.") from error
+    if not isinstance(event, dict):
+        raise Failure(f"{what} is not an event: it must be a JSON object. Nothing was sent.")
+    return event

@@ -1,0 +1,77 @@
+"""Working through many things: at a rate, through a restart of the platform, and from times that people write."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+import click
+
+from penstock.cli.api import Refused
+from penstock.cli.context import PATIENCE_S, Session, Waiting
+from penstock.cli.failure import Failure
+
+__all__ = ["Pace", "moment", "patiently"]
+
+_UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_AGO: Final = re.compile(r"([0-9]{1,6})([smhd])\Z")
+#: Between two tries while the platform does not answer, or says that it cannot now.
+_RETRY_S: Final = 0.5
+_UNAVAILABLE: Final = 503
+
+
+class Pace:
+    """Not more than `rate` a second, 0 for no limit."""
+
+    def __init__(
+        self, rate: float, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._rate = rate
+        self._clock = clock
+        self._sleep = sleep
+        self._next = clock()
+
+    def wait(self, count: int) -> None:
+        """Wait until the next `count` may go; what was not used before is not made up for."""
+        if self._rate <= 0:
+            return
+        now = self._clock()
+        if self._next > now:
+            self._sleep(self._next - now)
+        self._next = max(self._next, now) + count / self._rate
+
+
+def moment(_context: click.Context, option: click.Parameter, value: str | None) -> float | None:
+    """An option's time, in seconds since the epoch: RFC 3339, or how long ago."""
+    if value is None:
+        return None
+    ago = _AGO.match(value)
+    if ago:
+        return time.time() - int(ago[1]) * _UNITS_S[ago[2]]
+    try:
+        found = datetime.fromisoformat(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no time: write 2h, 30m, 7d, or 2026-11-25T18:00:00Z.") from error
+    return found.timestamp()
+
+
+def patiently(
+    session: Session, method: str, path: str, *, query: Sequence[tuple[str, str]] = (), body: Any = None
+) -> Any:
+    """Ask the platform, again while it is started anew or cannot answer now, for as long as `PATIENCE_S`. What is asked
+    may be done twice. Raises Refused and Failure."""
+    waiting = Waiting()
+    until = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return session.api.request(method, path, query=query, body=body)
+        except Refused as refusal:
+            if refusal.status != _UNAVAILABLE or time.monotonic() > until:
+                raise
+        except Failure as failure:
+            waiting.bear(failure)
+            session.forget()
+        time.sleep(_RETRY_S)
