@@ -1,4 +1,5 @@
-"""Takes events for one Trigger alone: ``POST /<namespace>/<broker>/triggers/<trigger>``.
+"""Takes events for one Trigger or Subscription alone: ``POST /<namespace>/<broker>/triggers/<trigger>``, where a
+channel's name is ``channels/<name>`` and a Subscription's ``subscriptions/<name>``, as in `broker.table`.
 
 A replay, or a dead letter that is sent again, reaches the Trigger by this path, whatever its filter says; the event is
 stored, delivered, retried and explained as any other, and its replies go to the whole Broker. Who may publish to the
@@ -33,6 +34,7 @@ __all__ = ["POSITION_HEADER", "Desk", "Directed", "Wish", "is_directed", "parse_
 
 _TRIGGERS: Final = b"triggers"
 _UNDELIVERED: Final = b"undelivered"
+_CHANNELS: Final = b"channels"
 _REVISION: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?\Z")
 _POSITION: Final = re.compile(r"[0-9]{1,18}\Z")
 _UID: Final = re.compile(r"[-A-Za-z0-9]{1,64}\Z")
@@ -63,8 +65,17 @@ class Wish(msgspec.Struct, frozen=True):
 
 def is_directed(path: bytes) -> bool:
     """Whether a path is of this module."""
+    return _split(path) is not None
+
+
+def _split(path: bytes) -> tuple[str, str, bytes, str] | None:
+    """The namespace, the Broker's name, which of the two paths it is, and what comes after that."""
     parts = path.split(b"/")
-    return len(parts) == 5 and parts[3] in _METHODS
+    for at in (4, 3) if parts[2:3] == [_CHANNELS] else (3,):
+        if len(parts) > at + 1 and parts[at] in _METHODS:
+            words = path.decode("latin-1").split("/")
+            return words[1], "/".join(words[2:at]), parts[at], "/".join(words[at + 1 :])
+    return None
 
 
 _RULES: Final = {
@@ -109,8 +120,10 @@ class Directed:
     def handle(self, head: RequestHead, exchange: Exchange) -> BodySink:
         """A request for a path that `is_directed`."""
         path, _, query = head.target.partition(b"?")
-        _, namespace, name, what, last = path.decode("latin-1").split("/")
-        method = _METHODS[what.encode("latin-1")]
+        split = _split(path)
+        assert split is not None  # noqa: S101 - `is_directed` said so; tells the type checker
+        namespace, name, what, last = split
+        method = _METHODS[what]
         if head.method != method:
             exchange.respond(405, [(b"allow", method), _TEXT], b"The method here is %b.\n" % method)
             return IGNORE

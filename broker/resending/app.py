@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from typing import Annotated, Final, TypeVar
 
 import msgspec
@@ -14,11 +14,10 @@ from broker.log.query import LogQuery
 from broker.resending.forward import Forward
 from broker.resending.letters import REASONS, LetterDetail, LetterList, Wanted, detail_of
 from broker.resending.resender import Ask, Redrive, Replay, Resender
-from broker.resources import BROKER, TRIGGER
-from broker.table import TableBuilder
+from broker.table import GIVERS, TAKERS, TableBuilder
 from core.control.reconcile import View
 from core.errors import InvalidInput, NotFound, PenstockError
-from core.resources import Key, KindRef
+from core.resources import Key, KindRef, Resource
 
 __all__ = ["create_router"]
 
@@ -32,10 +31,13 @@ MAX_CURSOR: Final = 100
 #: Of a request's body: an event that a person edited, in JSON, where each byte of its data may be several.
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 
+#: Of a position, so that it is a number that a log can have.
+MAX_DIGITS: Final = 18
+
 #: Of another plane, so by its name.
 REVISION: Final = KindRef("serving.knative.dev", "v1", "Revision")
 
-_PLACE: Final = "/dead-letters/{namespace}/{trigger}/{position}"
+_PLACE: Final = "/dead-letters/{letter:path}"
 
 
 class _Problem(msgspec.Struct, frozen=True):
@@ -47,13 +49,18 @@ class _Dropped(msgspec.Struct, frozen=True):
 
 
 def create_router(*, readers: Mapping[str, LogQuery], view: View, forward: Forward) -> APIRouter:
-    """Routes over the logs that `readers` read, by class of Broker. `view` knows Brokers, Triggers and Revisions."""
+    """Routes over the logs that `readers` read, by class of Broker. `view` knows Brokers,
+    channels, Triggers, Subscriptions and Revisions."""
     router = APIRouter(prefix="/penstock/v1")
     builder = TableBuilder()
+
+    def listed(kinds: Iterable[KindRef]) -> list[Resource]:
+        return [resource for kind in kinds for resource in view.list(kind)]
+
     resender = Resender(
         readers=readers,
         forward=forward,
-        table=lambda: builder.build(view.list(BROKER), view.list(TRIGGER)),
+        table=lambda: builder.build(listed(GIVERS), listed(TAKERS)),
         has_revision=lambda namespace, name: view.get(Key(REVISION, namespace, name)) is not None,
     )
     _add_letters(router, resender)
@@ -86,30 +93,30 @@ def _add_letters(router: APIRouter, resender: Resender) -> None:
         return await _answer(answer())
 
     @router.get(_PLACE)
-    async def shown(namespace: str, trigger: str, position: int) -> Response:
+    async def shown(letter: str) -> Response:
         """One letter with its event and each attempt."""
 
         async def answer() -> LetterDetail:
-            return detail_of(await asyncio.to_thread(letters.find, f"{namespace}/{trigger}", position))
+            return detail_of(await asyncio.to_thread(letters.find, *_letter(letter)))
 
         return await _answer(answer())
 
     @router.post(_PLACE + "/redrive")
-    async def redriven(namespace: str, trigger: str, position: int, request: Request) -> Response:
+    async def redriven(letter: str, request: Request) -> Response:
         """Send a letter again."""
         body = await _body(request)
 
         async def answer() -> object:
-            return await resender.redrive(f"{namespace}/{trigger}", position, _read(body, Redrive))
+            return await resender.redrive(*_letter(letter), _read(body, Redrive))
 
         return await _answer(answer())
 
     @router.delete(_PLACE)
-    async def dropped(namespace: str, trigger: str, position: int) -> Response:
+    async def dropped(letter: str) -> Response:
         """List a letter no more, and keep its event no longer than others."""
 
         async def answer() -> _Dropped:
-            return _Dropped((await resender.drop(f"{namespace}/{trigger}", position)).id)
+            return _Dropped((await resender.drop(*_letter(letter))).id)
 
         return await _answer(answer())
 
@@ -134,6 +141,14 @@ def _add_replays(router: APIRouter, resender: Resender) -> None:
             return await resender.replay(_read(body, Replay))
 
         return await _answer(answer())
+
+
+def _letter(text: str) -> tuple[str, int]:
+    """A letter's Trigger (``namespace/name``) and position. Raises NotFound."""
+    trigger, _, position = text.rpartition("/")
+    if not trigger or not position.isdecimal() or len(position) > MAX_DIGITS:
+        raise NotFound(f"{text[:200]!r} is no dead letter; they are named <namespace>/<trigger>/<position>.")
+    return trigger, int(position)
 
 
 async def _body(request: Request) -> bytes:

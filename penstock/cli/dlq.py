@@ -308,11 +308,11 @@ def _chosen(
 def _found(session: Session, letter: str, namespace: str) -> list[str]:
     """The letters of that name, or of the event of that id. Raises Failure where there is none."""
     head, _, position = letter.rpartition("/")
-    if head and position.isdecimal() and head.count("/") <= 1:
-        named = letter if "/" in head else f"{namespace}/{letter}"
-        with contextlib.suppress(_Missing):
-            _request(session, "GET", _path(named))
-            return [named]
+    if head and position.isdecimal():
+        for named in (letter, f"{namespace}/{letter}"):
+            with contextlib.suppress(_Missing):
+                _request(session, "GET", _path(named))
+                return [named]
     found = [each["id"] for each in _letters(session, _query(namespace, None, REASONS, None, letter))]
     if not found:
         hint = "List those that exist with: penstock dlq list"

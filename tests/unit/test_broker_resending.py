@@ -14,6 +14,7 @@ from broker.log.direction import Direction
 from broker.log.port import Record
 from broker.log.query import LogReader
 from broker.log.sqlite import SqliteLog
+from broker.messaging import IN_MEMORY_CHANNEL, SUBSCRIPTION
 from broker.resending.app import create_router
 from broker.resending.forward import Forward
 from broker.resending.replaying import REPLAY_ATTRIBUTE, window
@@ -35,6 +36,20 @@ PICKY = trigger("picky", filter={"attributes": {"subject": "yes"}})
 FAR = trigger("far", broker="other")
 REVISION = Resource(
     ref=KindRef("serving.knative.dev", "v1", "Revision"), meta=ObjectMeta(name="orders-2", namespace="default"), body={}
+)
+CHANNEL = Resource(
+    ref=IN_MEMORY_CHANNEL, meta=ObjectMeta(name="box", namespace="default", uid="uid-box"), body={"spec": {}}
+)
+SUBSCRIPTION_OF = Resource(
+    ref=SUBSCRIPTION,
+    meta=ObjectMeta(name="reader", namespace="default", uid="uid-reader"),
+    body={
+        "spec": {
+            "channel": {"apiVersion": "messaging.knative.dev/v1", "kind": "InMemoryChannel", "name": "box"},
+            "subscriber": {"uri": "http://reader.test/"},
+        },
+        "status": {"physicalSubscription": {"subscriberUri": "http://reader.test/"}},
+    },
 )
 
 
@@ -58,11 +73,11 @@ class Wire:
 class World:
     def __init__(self, log: SqliteLog, path: Path) -> None:
         self.log = log
-        resources = [broker(), broker("other"), ORDERS, PICKY, FAR, REVISION]
+        resources = [broker(), broker("other"), CHANNEL, ORDERS, PICKY, FAR, SUBSCRIPTION_OF, REVISION]
         metrics = Metrics()
         pages = Pages(metrics=metrics, checks={HEALTH: str})
         ingress = Ingress(logs={DEFAULT_CLASS: log}, clock=SystemClock(), metrics=metrics, pages=pages.handle)
-        ingress.swap(TableBuilder().build(resources[:2], resources[2:5]))
+        ingress.swap(TableBuilder().build(resources[:3], resources[3:7]))
         self.wire = Wire(ingress)
         self.view = Held(*resources)
         self.reader = LogReader(path)
@@ -257,6 +272,20 @@ async def test_what_is_dropped_for_one_trigger_stays_for_the_other(world: World)
     assert world.reader.undelivered(0, 10) == (1,)
     await world.call("DELETE", "/dead-letters/default/picky/1")
     assert world.reader.undelivered(0, 10) == ()
+
+
+async def test_what_a_subscription_to_a_channel_did_not_get_is_a_letter_as_well(world: World):
+    name = "default/subscriptions/reader"
+    (record,) = await append(world.log, entry("a", "default/channels/box"))
+    world.log.subscribe("uid-reader", "default/channels/box", name, 0)
+    await world.fail(record, "uid-reader")
+    assert await world.letters() == [f"{name}/1"]
+    assert await world.letters("trigger=subscriptions/reader") == [f"{name}/1"]
+    status, answer = await world.call("POST", f"/dead-letters/{name}/1/redrive", body={"replay": "r"})
+    assert (status, answer) == (200, {"position": 2, "event_id": "a"})
+    await world.fail(world.stored(1)[0], "uid-reader", at=2e9)
+    assert (await world.call("DELETE", f"/dead-letters/{name}/2"))[0] == 200
+    assert await world.letters() == []
 
 
 async def test_while_the_broker_is_away_nothing_is_lost_and_that_is_said(world: World):
