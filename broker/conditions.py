@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from core.control.reconcile import View
-from core.resources import Condition, DeliveryShape, Destination, Resource, Unresolved, resolve
+from core.resources import Condition, DeliveryShape, Destination, Key, KindRef, Resource, Unresolved, resolve
 
-__all__ = ["condition_of", "conditions_of", "ready_of", "refers", "sink_condition", "sink_of"]
+__all__ = ["condition_of", "conditions_of", "owners_of", "ready_of", "refers", "sink_condition", "sink_of"]
 
 
 def sink_condition(sink: Destination | None, namespace: str, view: View, status: dict[str, Any]) -> Condition:
@@ -51,3 +51,13 @@ def condition_of(resource: Resource, wanted: str) -> Mapping[str, Any]:
 
 def conditions_of(resource: Resource) -> list[Mapping[str, Any]]:
     return resource.status.get("conditions") or []
+
+
+def owners_of(dependent: Resource, kind: KindRef) -> Iterable[Key]:
+    """The owners of that kind, which are looked at again when `dependent` changes."""
+    namespace = dependent.meta.namespace
+    return [
+        Key(kind, namespace, owner.name)
+        for owner in dependent.meta.owner_references
+        if owner.kind == kind.kind and KindRef.parse(owner.api_version, owner.kind).group == kind.group
+    ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from broker.flows import KINDS as FLOW_KINDS
 from broker.messaging import KINDS as MESSAGING_KINDS
 from broker.resources import KINDS as EVENTING_KINDS
 
 __all__ = ["KINDS"]
 
-KINDS: Final = (*EVENTING_KINDS, *MESSAGING_KINDS)
+KINDS: Final = (*EVENTING_KINDS, *MESSAGING_KINDS, *FLOW_KINDS)

@@ -40,8 +40,9 @@ __all__ = [
     "InMemoryChannelShape",
     "SubscriptionShape",
     "channel_name",
+    "default_subscription",
     "default_template",
-    "in_memory_channel",
+    "make_channel",
     "validate_template",
 ]
 
@@ -108,10 +109,11 @@ def channel_name(namespace: str, name: str) -> str:
     return f"{namespace}/channels/{name}"
 
 
-def in_memory_channel(name: str, owner: Resource, spec: Mapping[str, Any]) -> Resource:
-    """An InMemoryChannel that `owner` has in its namespace, with its defaults."""
+def make_channel(name: str, owner: Resource, kind: KindRef, spec: Mapping[str, Any]) -> Resource:
+    """A channel of one of the kinds `CHANNELS` that `owner` has in its namespace, with its defaults."""
     meta = ObjectMeta(name=name, namespace=owner.meta.namespace, owner_references=(owner_reference(owner),))
-    return _default_in_memory_channel(Resource(ref=IN_MEMORY_CHANNEL, meta=meta, body={"spec": dict(spec)}))
+    made = Resource(ref=kind, meta=meta, body={"spec": dict(spec)})
+    return _default_channel(made) if kind == CHANNEL else _default_in_memory_channel(made)
 
 
 # ---- defaults
@@ -137,7 +139,8 @@ def _default_in_memory_channel(resource: Resource) -> Resource:
     return resource.with_meta(annotations=annotations).with_spec(spec)
 
 
-def _default_subscription(resource: Resource) -> Resource:
+def default_subscription(resource: Resource) -> Resource:
+    """The Subscription with its references' namespaces."""
     spec = dict(resource.spec)
     for path in (("subscriber", "ref"), ("reply", "ref"), ("delivery", "deadLetterSink", "ref")):
         place(spec, path, resource.meta.namespace)
@@ -246,7 +249,7 @@ KINDS: Final = (
         short_names=("sub",),
         categories=("all", "knative", "messaging"),
         spec_type=SubscriptionShape,
-        default=_default_subscription,
+        default=default_subscription,
         validate=_validate_subscription,
         columns=_READY,
     ),

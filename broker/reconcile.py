@@ -16,7 +16,9 @@ from typing import Any, Final
 import msgspec
 
 from broker.conditions import conditions_of, ready_of, refers, sink_condition, sink_of
+from broker.flows import PARALLEL, SEQUENCE
 from broker.messaging import CHANNELS
+from broker.reconcile_flows import ParallelReconciler, SequenceReconciler
 from broker.reconcile_messaging import ChannelReconciler, InMemoryChannelReconciler, SubscriptionReconciler
 from broker.resources import (
     BROKER,
@@ -53,6 +55,8 @@ ADDRESSABLES: Final = (
     KindRef("serving.knative.dev", "v1", "Route"),
     BROKER,
     *CHANNELS,
+    SEQUENCE,
+    PARALLEL,
 )
 #: Kinds that a Trigger may depend on (``knative.dev/dependency``).
 DEPENDENCIES: Final = (
@@ -167,6 +171,8 @@ def reconcilers(
         ChannelReconciler(),
         InMemoryChannelReconciler(ingress_url=ingress_url, addressables=kinds),
         SubscriptionReconciler(addressables=kinds),
+        SequenceReconciler(),
+        ParallelReconciler(),
     )
 
 

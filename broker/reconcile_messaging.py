@@ -23,7 +23,7 @@ from broker.messaging import (
     InMemoryChannelShape,
     SubscriptionShape,
     channel_name,
-    in_memory_channel,
+    make_channel,
 )
 from core.control.reconcile import Action, Apply, Outcome, View
 from core.resources import (
@@ -101,7 +101,7 @@ class ChannelReconciler:
             if backing is None and meta.deletion_timestamp is None:
                 delivery = resource.spec.get("delivery")
                 spec = {**(template.spec or {}), **({"delivery": delivery} if delivery is not None else {})}
-                actions = (Apply(in_memory_channel(meta.name, resource, spec)),)
+                actions = (Apply(make_channel(meta.name, resource, IN_MEMORY_CHANNEL, spec)),)
             status["channel"] = {
                 "apiVersion": IN_MEMORY_CHANNEL.api_version,
                 "kind": IN_MEMORY_CHANNEL.kind,

@@ -35,6 +35,8 @@ DEPLOYED: Final = "Deployed"
 #: Kinds that a sink may refer to. A Kubernetes Service needs no looking up: its name is its address.
 ADDRESSABLES: Final = (
     KindRef("eventing.knative.dev", "v1", "Broker"),
+    KindRef("flows.knative.dev", "v1", "Parallel"),
+    KindRef("flows.knative.dev", "v1", "Sequence"),
     KindRef("messaging.knative.dev", "v1", "Channel"),
     KindRef("messaging.knative.dev", "v1", "InMemoryChannel"),
     KindRef("serving.knative.dev", "v1", "Route"),

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from broker.messaging import CHANNEL, IN_MEMORY_CHANNEL
+from broker.flows import PARALLEL, SEQUENCE
+from broker.messaging import CHANNEL, IN_MEMORY_CHANNEL, SUBSCRIPTION
 from broker.node import FOLLOWED as BROKER_FOLLOWS
 from core.resources import KindRef
 from core.resources.builtin import DEPLOYMENT, ENDPOINT_SLICE, EVENT, LEASE, POD, WORKLOADS
@@ -45,7 +46,9 @@ MADE = {
     ENDPOINT_SLICE: ("create", "update", "delete"),
     CLUSTER_SERVICE: ("create", "update", "delete"),
     EVENT: ("create", "update"),
-    IN_MEMORY_CHANNEL: ("create", "update"),
+    CHANNEL: ("create", "delete"),
+    IN_MEMORY_CHANNEL: ("create", "delete"),
+    SUBSCRIPTION: ("create", "update", "delete"),
 }
 
 
@@ -302,7 +305,7 @@ def test_control_reads_what_it_reconciles_and_writes_what_it_makes(base: list[di
     followed = {kind for each in reconcilers for kind in (each.kind, *each.related)} | AUTOSCALER_FOLLOWS | PODS_FOLLOW
     # The autoscaler writes PodAutoscalers' status; a Route's has one writer, and its names have none.
     told = {each.kind for each in reconcilers} | {POD_AUTOSCALER}
-    owners = (SERVICE, ROUTE, CONFIGURATION, REVISION, CHANNEL)
+    owners = (SERVICE, ROUTE, CONFIGURATION, REVISION, CHANNEL, SEQUENCE, PARALLEL)
     expected = reading(followed) | leading() | {("pods.", verb, "penstock") for verb in ("get", "update")}
     expected |= {(f"{PLURALS[kind]}/status.{kind.group}", "update", "") for kind in told}
     expected |= {(f"{PLURALS[kind]}/finalizers.{kind.group}", "update", "") for kind in owners}

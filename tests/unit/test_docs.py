@@ -179,6 +179,7 @@ def test_every_other_annotation_and_label_that_a_person_sets_is_documented():
 DECIDING = (
     "broker/conditions.py",
     "broker/reconcile.py",
+    "broker/reconcile_flows.py",
     "broker/reconcile_messaging.py",
     "core/resources/destination.py",
     "serving/reconcile/",
