@@ -9,9 +9,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UP ?=
+CHAOS ?=
 UPLOADS := examples/pictures/buckets/uploads
 
-.PHONY: help run demo test check unit conformance e2e cluster services bench fmt lock clean python
+.PHONY: help run demo test check unit conformance e2e cluster services bench chaos fmt lock clean python
 
 help: ## Show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -56,6 +57,9 @@ bench: $(VENV)/.run ## The benchmarks: JSON on each one's last line
 fmt: $(VENV)/.dev ## Format, and mend what the linter can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+chaos: $(VENV)/.dev ## 200 times kill -9 of the broker under load, held to an account of every event (CHAOS=options)
+	$(BIN)/python -m tests.support.chaos $(CHAOS)
 
 PIN := --generate-hashes --allow-unsafe --strip-extras --no-emit-index-url --no-emit-trusted-host --no-header --quiet
 lock: $(VENV)/.dev ## Pin the dependencies anew

@@ -69,13 +69,17 @@ def make_log(where: str) -> SqliteLog | RedisLog | KafkaLog:
 
 
 async def main(roles: str, where: str, port: int, uris: list[str]) -> None:
-    log = make_log(where)
-    await log.open()
-    client = Client()
     delivery = {"retry": 100, "backoffPolicy": "linear", "backoffDelay": "PT0.05S"}
     triggers = [trigger(f"trigger-{n}", uri, delivery=delivery) for n, uri in enumerate(uris)]
+    await serve(roles, make_log(where), port, [broker(), *triggers])
+
+
+async def serve(roles: str, log: SqliteLog | RedisLog | KafkaLog, port: int, resources: list[Resource]) -> None:
+    """A broker process on this log with these Brokers and Triggers, until SIGTERM."""
+    await log.open()
+    client = Client()
     node = BrokerNode(
-        store=FixedStore([broker(), *triggers]),
+        store=FixedStore(resources),
         logs={DEFAULT_CLASS: log},
         client=client,
         names=Names(),
