@@ -13,7 +13,7 @@ from broker.ledger import UNDELIVERED
 from broker.log.query import LogQuery
 from broker.resending.forward import Forward
 from broker.resending.letters import REASONS, LetterDetail, LetterList, Wanted, detail_of
-from broker.resending.resender import Ask, Redrive, Replay, Resender
+from broker.resending.resender import Ask, Look, Redrive, Replay, Resender
 from broker.table import GIVERS, TAKERS, TableBuilder
 from core.control.reconcile import View
 from core.errors import InvalidInput, NotFound, PenstockError
@@ -129,6 +129,16 @@ def _add_replays(router: APIRouter, resender: Resender) -> None:
 
         async def answer() -> object:
             return await resender.select(_read(body, Ask))
+
+        return await _answer(answer())
+
+    @router.post("/replays/states")
+    async def stands(request: Request) -> Response:
+        """How events stand for a Trigger."""
+        body = await _body(request)
+
+        async def answer() -> object:
+            return await resender.look(_read(body, Look))
 
         return await _answer(answer())
 

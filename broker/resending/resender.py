@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -12,6 +13,7 @@ import msgspec
 
 from broker.directed import Wish
 from broker.filters import Filter
+from broker.ledger import standing
 from broker.log.query import Found, LogQuery
 from broker.resending.forward import Forward
 from broker.resending.letters import Held, Letters
@@ -21,7 +23,7 @@ from broker.table import Table, TriggerSpec
 from core.errors import InvalidInput, NotFound, PenstockError
 from core.events import CloudEvent, from_http
 
-__all__ = ["MAX_POSITIONS", "Ask", "Asked", "Redrive", "Redriven", "Replay", "Replayed", "Resender"]
+__all__ = ["MAX_POSITIONS", "Ask", "Asked", "Look", "Redrive", "Redriven", "Replay", "Replayed", "Resender", "Seen"]
 
 #: Events sent again for one request: it is answered within some seconds, and who asks sets the pace.
 MAX_POSITIONS: Final = 200
@@ -76,6 +78,20 @@ class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     before: int
     missing: int
     positions: tuple[int, ...]
+
+
+class Look(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the events at `positions` stand for a Trigger."""
+
+    namespace: str
+    trigger: str
+    positions: tuple[int, ...]
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """How many are in which state: an outcome of the ledger, or "pending" before the first attempt."""
+
+    states: dict[str, int]
 
 
 class Redrive(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -180,6 +196,24 @@ class Resender:
                 positions.append(result)
         missing = len(set(ask.positions)) - len(found) - before
         return Replayed(sent=len(positions), before=before, missing=missing, positions=tuple(positions))
+
+    async def look(self, ask: Look) -> Seen:
+        """How events that were sent again stand."""
+        spec, reader = self._of(f"{ask.namespace}/{ask.trigger}")
+        if len(ask.positions) > MAX_POSITIONS:
+            raise InvalidInput(f"positions: there must be at most {MAX_POSITIONS} at once (got {len(ask.positions)}).")
+
+        def read() -> Counter[str]:
+            told = reader.deliveries(ask.positions)
+            attempts = {
+                seq: delivery.attempts
+                for seq, deliveries in told.items()
+                for delivery in deliveries
+                if delivery.uid == spec.uid
+            }
+            return Counter(standing(attempts[seq]).outcome if seq in attempts else "pending" for seq in ask.positions)
+
+        return Seen(states=dict(await asyncio.to_thread(read)))
 
     # ---- inside
 

@@ -17,7 +17,7 @@ from penstock.cli.api import Refused
 from penstock.cli.context import Session, namespace_option, output_option, platform_options
 from penstock.cli.failure import FAILED, NOT_FOUND, Failure
 from penstock.cli.output import age, print_json, print_table
-from penstock.cli.pace import Pace, moment, patiently
+from penstock.cli.pace import Pace, Patient, moment
 
 __all__ = ["dlq"]
 
@@ -69,13 +69,13 @@ def _query(
     return query if since is None else [*query, ("since", repr(since))]
 
 
-def _letters(session: Session, query: Sequence[tuple[str, str]], limit: int | None = None) -> Iterator[dict[str, Any]]:
+def _letters(session: Patient, query: Sequence[tuple[str, str]], limit: int | None = None) -> Iterator[dict[str, Any]]:
     """The letters, page by page; all of them without `limit`."""
     after: list[tuple[str, str]] = []
     left = limit
     while True:
         size = PAGE if left is None else min(PAGE, left)
-        page = patiently(session, "GET", PATH, query=[*query, *after, ("limit", str(size))])
+        page = session.request("GET", PATH, query=[*query, *after, ("limit", str(size))])
         yield from page["letters"]
         left = None if left is None else left - len(page["letters"])
         if page["next"] is None or left == 0:
@@ -116,7 +116,7 @@ def list_(
       penstock dlq list
       penstock dlq list --trigger orders --since 1h --output json
     """
-    session = Session(server, data)
+    session = Patient(Session(server, data))
     # One more than asked for: whether there are more.
     found = list(_letters(session, _query(namespace, trigger, reasons, since), limit + 1))
     shown = found[:limit]
@@ -152,8 +152,8 @@ def show(letter: str, namespace: str, output: str, server: str | None, data: Pat
       penstock dlq show orders/41
       penstock dlq show order-1 --output json
     """
-    session = Session(server, data)
-    details = [session.api.request("GET", _path(found)) for found in _found(session, letter, namespace)]
+    session = Patient(Session(server, data))
+    details = [session.request("GET", _path(found)) for found in _found(session, letter, namespace)]
     if output == "json":
         print_json(details if len(details) > 1 else details[0])
         return
@@ -223,7 +223,7 @@ def redrive(
       penstock dlq redrive orders/41 --edit
       penstock dlq redrive --all --revision orders-00003
     """
-    session = Session(server, data)
+    session = Patient(Session(server, data))
     chosen = _chosen(session, letters, namespace, trigger, reasons, since, everything)
     if (edit or replacement) and len(chosen) != 1:
         raise click.UsageError(f"--edit and --with are for one letter; these are {len(chosen)}.")
@@ -269,7 +269,7 @@ def drop(
       penstock dlq drop orders/41
       penstock dlq drop --trigger orders --since 7d --yes
     """
-    session = Session(server, data)
+    session = Patient(Session(server, data))
     chosen = _chosen(session, letters, namespace, trigger, reasons, since, everything)
     if chosen and not yes:
         if not sys.stdin.isatty():
@@ -286,7 +286,7 @@ def drop(
 
 
 def _chosen(
-    session: Session,
+    session: Patient,
     letters: Sequence[str],
     namespace: str,
     trigger: str | None,
@@ -305,7 +305,7 @@ def _chosen(
     return [letter["id"] for letter in _letters(session, _query(namespace, trigger, reasons, since))]
 
 
-def _found(session: Session, letter: str, namespace: str) -> list[str]:
+def _found(session: Patient, letter: str, namespace: str) -> list[str]:
     """The letters of that name, or of the event of that id. Raises Failure where there is none."""
     head, _, position = letter.rpartition("/")
     if head and position.isdecimal():
@@ -327,9 +327,9 @@ class _Missing(Exception):
     """There is no such letter."""
 
 
-def _request(session: Session, method: str, path: str, body: Any = None) -> Any:
+def _request(session: Patient, method: str, path: str, body: Any = None) -> Any:
     try:
-        return patiently(session, method, path, body=body)
+        return session.request(method, path, body=body)
     except Refused as refusal:
         if refusal.status == 404:
             raise _Missing(refusal.message) from refusal
@@ -344,7 +344,7 @@ def _path(letter: str) -> str:
 
 
 def _each(
-    session: Session, chosen: Sequence[str], rate: float, method: str, body: Any, output: str, done: str
+    session: Patient, chosen: Sequence[str], rate: float, method: str, body: Any, output: str, done: str
 ) -> dict[str, Any]:
     """Do the same with each letter, and say what became of it; those that fail do not keep the others from it."""
     pace = Pace(rate)
@@ -379,7 +379,7 @@ def _count(number: int) -> str:
     return f"{number} letter" + ("" if number == 1 else "s")
 
 
-def _edited(session: Session, letter: str) -> Any:
+def _edited(session: Patient, letter: str) -> Any:
     """The letter's event as a person's editor left it. Raises Failure where nothing was changed, or it is no JSON."""
     event = _request(session, "GET", _path(letter))["event"]
     if event is None:

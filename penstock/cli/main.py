@@ -23,6 +23,7 @@ _COMMANDS: Final = {
     "events": "penstock.cli.events",
     "explain": "penstock.cli.events",
     "dlq": "penstock.cli.dlq",
+    "replay": "penstock.cli.replay",
     "logs": "penstock.cli.logs",
     "serve": "penstock.cli.serve",
     "cluster": "penstock.cli.cluster",

@@ -14,7 +14,7 @@ from penstock.cli.api import Refused
 from penstock.cli.context import PATIENCE_S, Session, Waiting
 from penstock.cli.failure import Failure
 
-__all__ = ["Pace", "moment", "patiently"]
+__all__ = ["Pace", "Patient", "moment"]
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _AGO: Final = re.compile(r"([0-9]{1,6})([smhd])\Z")
@@ -58,20 +58,31 @@ def moment(_context: click.Context, option: click.Parameter, value: str | None) 
     return found.timestamp()
 
 
-def patiently(
-    session: Session, method: str, path: str, *, query: Sequence[tuple[str, str]] = (), body: Any = None
-) -> Any:
-    """Ask the platform, again while it is started anew or cannot answer now, for as long as `PATIENCE_S`. What is asked
-    may be done twice. Raises Refused and Failure."""
-    waiting = Waiting()
-    until = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return session.api.request(method, path, query=query, body=body)
-        except Refused as refusal:
-            if refusal.status != _UNAVAILABLE or time.monotonic() > until:
-                raise
-        except Failure as failure:
-            waiting.bear(failure)
-            session.forget()
-        time.sleep(_RETRY_S)
+class Patient:
+    """Asks a platform many things. Once it has answered, it is asked again while it is started anew or cannot answer
+    now, for as long as `PATIENCE_S`; what is asked may then be done twice."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._answered = False
+
+    def request(self, method: str, path: str, *, query: Sequence[tuple[str, str]] = (), body: Any = None) -> Any:
+        """As `Api.request`. Raises Refused and Failure."""
+        waiting = Waiting()
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                answer = self._session.api.request(method, path, query=query, body=body)
+            except Refused as refusal:
+                self._answered = True
+                if refusal.status != _UNAVAILABLE or time.monotonic() > until:
+                    raise
+            except Failure as failure:
+                if not self._answered:
+                    raise
+                waiting.bear(failure)
+                self._session.forget()
+            else:
+                self._answered = True
+                return answer
+            time.sleep(_RETRY_S)

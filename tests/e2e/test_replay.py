@@ -95,6 +95,19 @@ def test_a_letter_is_seen_mended_and_sent_again_and_a_replay_reaches_a_trigger_a
     assert letters(running) == []
     assert "redriven" in running.penstock("explain", "order-1").stdout
 
+    # Replayed to the Trigger, then to the first revision, which has no traffic any more.
+    told = running.penstock("replay", "--trigger", "orders", "--since", "1h", "--dry-run").stdout
+    assert [line.split()[-1] for line in told.splitlines()] == ["order-0", "order-1", "order-2"]
+    replay = ("replay", "--trigger", "orders", "--all", "--wait", "-o", "json")
+    done = json.loads(running.penstock(*replay, "--rate", "0").stdout)
+    assert (done["sent"], done["missing"], done["states"]) == (3, 0, {"delivered": 3})
+    assert {f"version 2: order-{n} n{n}" for n in (0, 2)} <= set(served(running))
+    done = json.loads(running.penstock(*replay, "--resume", done["replay"]).stdout)
+    assert (done["sent"], done["before"]) == (0, 3)
+    to_first = ("--revision", "orders-00001", "--id", "order-2")
+    assert "1 delivered" in running.penstock("replay", "--trigger", "orders", "--wait", *to_first).stdout
+    assert served(running).count("version 1: order-2 n2") == 2
+
     # Dropped for good.
     wrong = '{"specversion": "1.0", "id": "order-9", "source": "/x", "type": "order", "data": 7}'
     running.penstock("send", "--type", "order", "--id", "order-9", "--data", "7")

@@ -368,6 +368,17 @@ async def test_a_replay_sends_events_again_and_leaves_out_what_it_sent_before_wh
     assert (await world.call("POST", "/replays", body={**body, "replay": "r-2"}))[1]["sent"] == 3
 
 
+async def test_how_events_that_were_sent_again_stand_is_told(world: World):
+    records = await append(world.log, *(entry(name) for name in "abcd"))
+    world.log.note(Attempt(records[0].seq, "uid-orders", 1000.0, 1, 202, 0.1, "delivered"))
+    world.log.note(Attempt(records[1].seq, "uid-orders", 1000.0, 1, 500, 0.1, "retrying", "answered 500"))
+    world.log.note(Attempt(records[2].seq, "uid-picky", 1000.0, 1, 202, 0.1, "delivered"))
+    await world.fail(records[3])
+    body = {"namespace": "default", "trigger": "orders", "positions": [1, 2, 3, 4]}
+    _, answer = await world.call("POST", "/replays/states", body=body)
+    assert answer["states"] == {"delivered": 1, "retrying": 1, "pending": 1, "dropped": 1}
+
+
 async def test_a_replay_to_what_does_not_exist_is_refused(world: World):
     await append(world.log, entry("a"))
     body = {"replay": "r-1", "namespace": "default", "trigger": "orders", "positions": [1]}

@@ -5,7 +5,9 @@ import time
 import click
 import pytest
 
-from penstock.cli.pace import Pace, moment
+from penstock.cli.api import Refused
+from penstock.cli.failure import UNREACHABLE, Failure
+from penstock.cli.pace import Pace, Patient, moment
 
 OPTION = click.Option(["--since"])
 CONTEXT = click.Context(click.Command("list"))
@@ -61,3 +63,36 @@ def test_a_time_is_rfc_3339_and_anything_else_is_refused_with_what_to_write():
     assert moment(CONTEXT, OPTION, "2023-11-14T23:13:20+01:00") == 1_700_000_000.0
     with pytest.raises(click.BadParameter, match="'yesterday' is no time: write 2h"):
         moment(CONTEXT, OPTION, "yesterday")
+
+
+class Answers:
+    """A session whose platform answers so, one after the other."""
+
+    def __init__(self, *answers: object) -> None:
+        self._answers = list(answers)
+        self.forgotten = 0
+        self.api = self
+
+    def request(self, method: str, path: str, **_: object) -> object:
+        answer = self._answers.pop(0)
+        if isinstance(answer, Failure):
+            raise answer
+        return answer
+
+    def forget(self) -> None:
+        self.forgotten += 1
+
+
+AWAY = Failure("No platform answers.", code=UNREACHABLE)
+
+
+def test_a_platform_that_has_answered_is_waited_for_and_one_that_has_not_is_told_at_once(monkeypatch):
+    monkeypatch.setattr("penstock.cli.pace._RETRY_S", 0.0)
+    with pytest.raises(Failure, match="No platform answers"):
+        Patient(Answers(AWAY)).request("GET", "/")
+    session = Answers(1, AWAY, AWAY, Refused("The log is away.", 503, {}), 2)
+    patient = Patient(session)
+    assert [patient.request("GET", "/"), patient.request("GET", "/")] == [1, 2]
+    assert session.forgotten == 2
+    with pytest.raises(Refused, match="no such"):
+        Patient(Answers(Refused("There is no such thing.", 404, {}))).request("GET", "/")

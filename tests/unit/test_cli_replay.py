@@ -1,0 +1,55 @@
+"""What the commands of replays and dead letters refuse, and how they read filters. The rest is in tests/e2e."""
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from penstock.cli.main import main
+from penstock.cli.replay import _filters
+
+
+@pytest.mark.parametrize(
+    ("given", "filters"),
+    [
+        pytest.param((), None, id="the Trigger's own"),
+        pytest.param(("type=a", "subject=b=c"), [{"exact": {"type": "a"}}, {"exact": {"subject": "b=c"}}], id="exact"),
+        pytest.param(("[]",), [], id="everything"),
+        pytest.param(
+            ('[{"prefix": {"type": "a"}}]', "id=1"), [{"prefix": {"type": "a"}}, {"exact": {"id": "1"}}], id="JSON"
+        ),
+        pytest.param(('{"not": {"exact": {"id": "1"}}}',), [{"not": {"exact": {"id": "1"}}}], id="one in JSON"),
+    ],
+)
+def test_a_filter_is_given_as_values_or_as_a_triggers_own(given, filters):
+    assert _filters(given) == filters
+
+
+@pytest.mark.parametrize("given", ["type", "type=", "[1,", "{"])
+def test_a_filter_that_cannot_be_read_is_refused_with_what_was_given(given):
+    with pytest.raises(click.UsageError, match="--filter"):
+        _filters((given,))
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        pytest.param("replay --since 1h", "Missing option '--trigger'", id="no trigger"),
+        pytest.param("replay --trigger t", "Say which events: --since TIME, --id ID, or --all", id="no events"),
+        pytest.param("replay --trigger t --all --since 1h", "two beginnings", id="two beginnings"),
+        pytest.param("replay --trigger t --all --resume A/B", "is no replay's name", id="no replay"),
+        pytest.param("replay --trigger t --since soon", "'soon' is no time", id="no time"),
+        pytest.param("dlq redrive", "Name letters, or choose them with --trigger or --all", id="no letters"),
+        pytest.param("dlq redrive a/1 --all", "Name letters, or choose", id="letters and all"),
+        pytest.param("dlq drop a/1 --since 1h", "are for --trigger and --all", id="a time for named letters"),
+        pytest.param("dlq list --reason lost", "'lost' is not one of", id="no reason"),
+    ],
+)
+def test_wrong_usage_is_said_before_anything_is_asked(words: str, told: str):
+    result = CliRunner().invoke(main, words.split())
+    assert (result.exit_code, told in result.output) == (2, True), result.output
+
+
+@pytest.mark.parametrize("words", ["dlq show a/1", "dlq list", "replay --trigger t --all"])
+def test_where_no_platform_answers_that_is_said_at_once(words: str):
+    result = CliRunner().invoke(main, [*words.split(), "--server", "http://127.0.0.1:1"])
+    assert (result.exit_code, "No platform answers" in result.output) == (4, True)
