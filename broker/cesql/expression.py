@@ -1,0 +1,168 @@
+"""An expression as its users see it: read once, then evaluated on events, or asked why it says no."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from broker.cesql.errors import EvaluationError
+from broker.cesql.evaluator import Event, compile_node, result_type
+from broker.cesql.functions import FUNCTIONS, function
+from broker.cesql.parser import parse
+from broker.cesql.syntax import (
+    Attribute,
+    Call,
+    Comparison,
+    In,
+    Like,
+    Logic,
+    Node,
+    StringLiteral,
+    attributes_of,
+    children_of,
+)
+from broker.cesql.values import Type, Value, type_of
+
+__all__ = ["Expression", "Outcome", "Refusal"]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What an evaluation gives: always a value, and the error that ended it, if one did."""
+
+    value: Value
+    error: EvaluationError | None = None
+
+
+class Refusal(msgspec.Struct, frozen=True, kw_only=True):
+    """Why an event does not pass: the smallest part of the expression that decides it, as text, the attributes that it
+    looks at, and a reason in words where it is not simply false."""
+
+    part: str
+    attributes: tuple[str, ...]
+    reason: str = ""
+
+
+class Expression:
+    """Two expressions are equal where they are the same expression, however they are spelled. Raises ParseError."""
+
+    __slots__ = ("_run", "_type", "node", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.node = parse(text)
+        self._run = compile_node(self.node)
+        self._type = result_type(self.node) or Type.BOOLEAN
+
+    def __eq__(self, other: object) -> bool:
+        return self.node == other.node if isinstance(other, Expression) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.node)
+
+    def __str__(self) -> str:
+        return str(self.node)
+
+    def __repr__(self) -> str:
+        return f"Expression({self.text!r})"
+
+    def evaluate(self, event: Event) -> Outcome:
+        try:
+            return Outcome(value=self._run(event))
+        except EvaluationError as error:
+            own = error.where is self.node and error.value is not None
+            return Outcome(value=error.value if own and error.value is not None else self._type.zero, error=error)
+
+    def matches(self, event: Event) -> bool:
+        """As a filter (section 1.2): only TRUE passes, and only without an error."""
+        try:
+            return self._run(event) is True
+        except EvaluationError:
+            return False
+
+    def problems(self) -> Iterator[str]:
+        """What can be said before any event: functions that there are not (section 3.3 asks to check early)."""
+        yield from _problems(self.node)
+
+    def refusal(self, event: Event) -> Refusal | None:
+        """Why the event does not pass, None where it does."""
+        outcome = self.evaluate(event)
+        if outcome.error is None and type(outcome.value) is not bool:
+            reason = f"gives the {type_of(outcome.value)} {outcome.value!r}, and a filter needs a Boolean"
+            return _refusal(self.node, reason)
+        if outcome.error is not None:
+            around = _around(self.node, outcome.error.where) or self.node
+            return _refusal(around, f"fails: {outcome.error.detail}")
+        return None if outcome.value else _refusal(_deciding(self.node, event))
+
+    def values_of(self, name: str) -> frozenset[str] | None:
+        """The values that the attribute can have, in an event whose attributes are Strings, for the expression to pass;
+        None where that cannot be told from the expression."""
+        return _values_of(self.node, name)
+
+
+def _refusal(node: Node, reason: str = "") -> Refusal:
+    return Refusal(part=str(node), attributes=attributes_of(node), reason=reason)
+
+
+def _problems(node: Node) -> Iterator[str]:
+    if isinstance(node, Call) and function(node.name, len(node.arguments)) is None:
+        named = FUNCTIONS.get(node.name)
+        if named is None:
+            yield f"there is no function {node.name}: there are {', '.join(sorted(FUNCTIONS))}"
+        else:
+            known = " and ".join(each.signature(node.name) for each in named)
+            yield f"{node.name} does not take {len(node.arguments)} arguments: there is {known}"
+    for child in children_of(node):
+        yield from _problems(child)
+
+
+def _around(node: Node, where: Node) -> Node | None:
+    """The smallest expression that holds `where`; itself, if it is more than an attribute."""
+    if node is where:
+        return node
+    for child in children_of(node):
+        found = _around(child, where)
+        if found is not None:
+            return node if found is where and isinstance(where, Attribute) else found
+    return None
+
+
+def _deciding(node: Node, event: Event) -> Node:
+    """Which part of an expression that is false makes it so: of an AND the operand that is false."""
+    if isinstance(node, Logic) and node.operator == "AND":
+        for operand in node.operands:
+            if not compile_node(Logic("AND", (operand, operand)))(event):
+                return _deciding(operand, event)
+    return node
+
+
+def _values_of(node: Node, name: str) -> frozenset[str] | None:
+    match node:
+        case Comparison("=", Attribute(attribute), StringLiteral(text)) if attribute == name:
+            return frozenset((text,))
+        case Comparison("=", StringLiteral(text), Attribute(attribute)) if attribute == name:
+            return frozenset((text,))
+        case Like(Attribute(attribute), pattern, False) if attribute == name and not set("%_\\") & set(pattern):
+            return frozenset((pattern,))
+        case In(Attribute(attribute), elements, False) if attribute == name:
+            texts = [each.value for each in elements if isinstance(each, StringLiteral)]
+            return frozenset(texts) if len(texts) == len(elements) else None
+        case Logic("AND", operands):
+            known = [values for each in operands if (values := _values_of(each, name)) is not None]
+            return frozenset.intersection(*known) if known else None
+        case Logic(_, operands):
+            return _either(operands, name)
+        case _:
+            return None
+
+
+def _either(operands: tuple[Node, ...], name: str) -> frozenset[str] | None:
+    """Of an OR or a XOR, for which at least one operand has to be true."""
+    found: frozenset[str] = frozenset()
+    for each in operands:
+        values = _values_of(each, name)
+        if values is None:
+            return None
+        found |= values
+    return found
