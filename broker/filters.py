@@ -12,27 +12,26 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-__all__ = ["ANYTHING", "All", "Any", "Exact", "Filter", "FilterIndex", "Not", "Prefix", "Suffix", "Verdict", "explain"]
+from broker.cesql_filter import Cesql
+from broker.verdict import MATCHED, Verdict
+
+__all__ = [
+    "ANYTHING",
+    "All",
+    "Any",
+    "Cesql",
+    "Exact",
+    "Filter",
+    "FilterIndex",
+    "Not",
+    "Prefix",
+    "Suffix",
+    "Verdict",
+    "explain",
+]
 
 Attributes = Mapping[str, str]
 T = TypeVar("T")
-
-
-class Verdict(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a filter says of one event; where it does not match, the clause that failed and the value it met.
-
-    `clause` is the clause's place as in the manifest (``filters[0].any``), `wanted` what it asks for in words, `value`
-    the event's value of `attribute`, None where the event has no such attribute.
-    """
-
-    matched: bool
-    clause: str = ""
-    attribute: str = ""
-    wanted: str = ""
-    value: str | None = None
-
-
-_MATCHED: Final = Verdict(matched=True)
 
 
 class Exact(msgspec.Struct, frozen=True):
@@ -53,7 +52,7 @@ class Exact(msgspec.Struct, frozen=True):
             if value is None or (wanted and value != wanted):
                 rule = f"is {wanted!r}" if wanted else "is present"
                 return Verdict(matched=False, clause=path, attribute=name, wanted=rule, value=value)
-        return _MATCHED
+        return MATCHED
 
     def types(self) -> frozenset[str] | None:
         found = [value for name, value in self.pairs if name == "type" and value]
@@ -74,7 +73,7 @@ class Prefix(msgspec.Struct, frozen=True):
             if value is None or not value.startswith(wanted):
                 rule = f"starts with {wanted!r}"
                 return Verdict(matched=False, clause=path, attribute=name, wanted=rule, value=value)
-        return _MATCHED
+        return MATCHED
 
     def types(self) -> frozenset[str] | None:
         return None
@@ -94,7 +93,7 @@ class Suffix(msgspec.Struct, frozen=True):
             if value is None or not value.endswith(wanted):
                 rule = f"ends with {wanted!r}"
                 return Verdict(matched=False, clause=path, attribute=name, wanted=rule, value=value)
-        return _MATCHED
+        return MATCHED
 
     def types(self) -> frozenset[str] | None:
         return None
@@ -113,7 +112,7 @@ class All(msgspec.Struct, frozen=True):
             verdict = nested.explain(attributes, _child(path, nested, number))
             if not verdict.matched:
                 return verdict
-        return _MATCHED
+        return MATCHED
 
     def types(self) -> frozenset[str] | None:
         known = [types for nested in self.filters if (types := nested.types()) is not None]
@@ -131,7 +130,7 @@ class Any(msgspec.Struct, frozen=True):
     def explain(self, attributes: Attributes, path: str) -> Verdict:
         verdicts = [nested.explain(attributes, _child(path, nested, n)) for n, nested in enumerate(self.filters)]
         if any(verdict.matched for verdict in verdicts):
-            return _MATCHED
+            return MATCHED
         wanted = " or ".join(f"{verdict.attribute} {verdict.wanted}" for verdict in verdicts)
         first = verdicts[0]
         # The verdict names the first attribute by itself.
@@ -158,7 +157,7 @@ class Not(msgspec.Struct, frozen=True):
 
     def explain(self, attributes: Attributes, path: str) -> Verdict:
         if not self.nested.matches(attributes):
-            return _MATCHED
+            return MATCHED
         attribute = _first_attribute(self.nested)
         wanted = f"does not match {_name(self.nested)}"
         return Verdict(matched=False, clause=path, attribute=attribute, wanted=wanted, value=attributes.get(attribute))
@@ -167,7 +166,7 @@ class Not(msgspec.Struct, frozen=True):
         return None
 
 
-Filter = Exact | Prefix | Suffix | All | Any | Not
+Filter = Exact | Prefix | Suffix | All | Any | Not | Cesql
 
 #: What a Trigger without a filter wants.
 ANYTHING: Final = All(())
@@ -235,3 +234,5 @@ def _first_attribute(of: Filter) -> str:
             return _first_attribute(of.filters[0]) if of.filters else ""
         case Not():
             return _first_attribute(of.nested)
+        case Cesql():
+            return next(iter(of.expression.attributes()), "")

@@ -13,6 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from broker import filters
+from broker.cesql import Expression, ParseError
 from core.errors import FieldError
 from core.resources import (
     Column,
@@ -139,7 +140,10 @@ def class_of(resource: Resource) -> str:
 def compile_filter(shape: TriggerShape) -> filters.Filter:
     """The filter that the Trigger's spec asks for. Raises ValueError naming the field that cannot be read."""
     if shape.filters:
-        return filters.All(tuple(_compile(entry, f"spec.filters[{n}]") for n, entry in enumerate(shape.filters)))
+        for number, entry in enumerate(shape.filters):
+            for error in _filter_errors(entry, f"spec.filters[{number}]"):
+                raise ValueError(str(error))
+        return filters.All(tuple(map(_compile, shape.filters)))
     if shape.filter is not None and shape.filter.attributes:
         return filters.Exact(tuple(sorted(shape.filter.attributes.items())))
     return filters.ANYTHING
@@ -156,9 +160,8 @@ def dependency_of(resource: Resource) -> ObjectReference | None:
         raise ValueError(f"is not the JSON of an object reference: {error}") from error
 
 
-def _compile(shape: FilterShape, path: str) -> filters.Filter:
-    for error in _filter_errors(shape, path):
-        raise ValueError(str(error))
+def _compile(shape: FilterShape) -> filters.Filter:
+    """Of a filter that breaks no rule."""
     if shape.exact is not None:
         return filters.Exact(tuple(sorted(shape.exact.items())))
     if shape.prefix is not None:
@@ -166,11 +169,13 @@ def _compile(shape: FilterShape, path: str) -> filters.Filter:
     if shape.suffix is not None:
         return filters.Suffix(tuple(sorted(shape.suffix.items())))
     if shape.all_ is not None:
-        return filters.All(tuple(_compile(nested, path) for nested in shape.all_))
+        return filters.All(tuple(map(_compile, shape.all_)))
     if shape.any_ is not None:
-        return filters.Any(tuple(_compile(nested, path) for nested in shape.any_))
+        return filters.Any(tuple(map(_compile, shape.any_)))
     if shape.not_ is not None:
-        return filters.Not(_compile(shape.not_, path))
+        return filters.Not(_compile(shape.not_))
+    if shape.cesql is not None:
+        return filters.Cesql(Expression(shape.cesql))
     return filters.ANYTHING
 
 
@@ -297,8 +302,17 @@ def _filter_errors(shape: FilterShape, path: str) -> Iterator[FieldError]:
     if shape.not_ is not None:
         yield from _nested_errors(shape.not_, f"{path}.not")
     if shape.cesql is not None:
-        rule = "is not supported yet: use exact, prefix, suffix, all, any or not"
-        yield FieldError(path=f"{path}.cesql", rule=rule, value=shape.cesql)
+        yield from _expression_errors(shape.cesql, f"{path}.cesql")
+
+
+def _expression_errors(text: str, path: str) -> Iterator[FieldError]:
+    try:
+        expression = Expression(text)
+    except ParseError as error:
+        yield FieldError(path=path, rule=str(error), value=text)
+        return
+    for problem in expression.problems():
+        yield FieldError(path=path, rule=problem, value=text)
 
 
 def _pair_errors(pairs: Mapping[str, str], path: str) -> Iterator[FieldError]:
@@ -315,7 +329,7 @@ _FIELDS: Final = dict(zip(FilterShape.__struct_encode_fields__, FilterShape.__st
 
 def _nested_errors(shape: FilterShape, path: str) -> Iterator[FieldError]:
     if shape == FilterShape():
-        yield FieldError(path=path, rule="is empty: name a dialect (exact, prefix, suffix, all, any or not)")
+        yield FieldError(path=path, rule="is empty: name a dialect (exact, prefix, suffix, all, any, not or cesql)")
     yield from _filter_errors(shape, path)
 
 

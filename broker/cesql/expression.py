@@ -80,6 +80,10 @@ class Expression:
         except EvaluationError:
             return False
 
+    def attributes(self) -> tuple[str, ...]:
+        """The names of the attributes that it looks at, in the order of writing."""
+        return attributes_of(self.node)
+
     def problems(self) -> Iterator[str]:
         """What can be said before any event: functions that there are not (section 3.3 asks to check early)."""
         yield from _problems(self.node)

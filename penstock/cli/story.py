@@ -98,6 +98,8 @@ def _trigger(trigger: Mapping[str, Any]) -> str:
 
 def _clause(verdict: Mapping[str, Any]) -> str:
     """Which clause of the filter says no, on which value."""
+    if not verdict.get("attribute"):
+        return f"{verdict.get('clause', 'filter')}: {verdict.get('wanted', '')}"
     value = verdict.get("value")
     met = "the event has no such attribute" if value is None else f"the event has {value!r}"
     return f"{verdict.get('clause', 'filter')}: {verdict.get('attribute', '')} {verdict.get('wanted', '')}; {met}"

@@ -508,7 +508,7 @@ async def test_the_reply_of_a_delivery_under_way_is_kept_though_its_trigger_is_d
 async def test_a_trigger_whose_filter_cannot_be_read_gets_nothing_and_keeps_its_position():
     plane = Plane(trigger("t"))
     await asyncio.sleep(1)
-    plane.apply(trigger("t", filters=[{"cesql": "TRUE"}]))
+    plane.apply(trigger("t", filters=[{"cesql": "TRUE("}]))
     await plane.send("e1")
     await asyncio.sleep(10)
     assert plane.subscribers.requests == []

@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.filters import ANYTHING, All, Any, Exact, Filter, FilterIndex, Not, Prefix, Suffix, Verdict, explain
+from broker.cesql import Expression
+from broker.filters import ANYTHING, All, Any, Cesql, Exact, Filter, FilterIndex, Not, Prefix, Suffix, Verdict, explain
 
 EVENT = {"specversion": "1.0", "id": "1", "source": "/a/b", "type": "com.example.made", "subject": "cat.png"}
 
@@ -17,6 +18,10 @@ def prefix(**pairs: str) -> Prefix:
 
 def suffix(**pairs: str) -> Suffix:
     return Suffix(tuple(sorted(pairs.items())))
+
+
+def cesql(text: str) -> Cesql:
+    return Cesql(Expression(text))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +48,13 @@ def suffix(**pairs: str) -> Suffix:
         pytest.param(Not(exact(type="com.example.made")), False, id="not what is there"),
         pytest.param(Not(exact(dataschema="x")), True, id="not of an absent attribute"),
         pytest.param(Not(Any((exact(type="a"), Not(exact(source="/a/b"))))), True, id="nested"),
+        pytest.param(cesql("subject LIKE '%.png' AND NOT EXISTS dataschema"), True, id="cesql"),
+        pytest.param(cesql("subject LIKE '%.jpg'"), False, id="cesql that is false"),
+        pytest.param(cesql("dataschema != 'x'"), False, id="cesql that fails"),
+        pytest.param(cesql("type = 'x' OR dataschema = 'x' OR TRUE"), False, id="cesql that fails on the way to TRUE"),
+        pytest.param(cesql("LENGTH(subject)"), False, id="cesql that gives an Integer"),
+        pytest.param(cesql("subject"), False, id="cesql that gives a String"),
+        pytest.param(Not(cesql("dataschema = 'x'")), True, id="not of cesql that fails"),
     ],
 )
 def test_a_filter_matches_as_its_dialect_says(wanted: Filter, matched: bool):
@@ -98,6 +110,55 @@ def test_a_filter_matches_as_its_dialect_says(wanted: Filter, matched: bool):
             ),
             id="not",
         ),
+        pytest.param(
+            All((exact(type="com.example.made"), cesql("source LIKE '/a/%' AND (id > 5 OR subject = 'dog.png')"))),
+            Verdict(
+                matched=False,
+                clause="filters[1].cesql",
+                attribute="id",
+                wanted="in `id > 5 OR subject = 'dog.png'`, which is false (subject is 'cat.png')",
+                value="1",
+            ),
+            id="cesql: the operand of AND that is false",
+        ),
+        pytest.param(
+            All((cesql("type LIKE 'com.%' AND INT(subject) > 5"),)),
+            Verdict(
+                matched=False,
+                clause="filters[0].cesql",
+                attribute="subject",
+                wanted="in `INT(subject)`, which fails: 'cat.png' is not an integer of 32 bits",
+                value="cat.png",
+            ),
+            id="cesql: a cast that fails",
+        ),
+        pytest.param(
+            All((cesql("id = '1' AND dataschema LIKE 'x%'"),)),
+            Verdict(
+                matched=False,
+                clause="filters[0].cesql",
+                attribute="dataschema",
+                wanted="in `dataschema LIKE 'x%'`, which fails: the event has no attribute dataschema",
+            ),
+            id="cesql: an attribute that the event does not have",
+        ),
+        pytest.param(
+            All((cesql("CONCAT(subject, id)"),)),
+            Verdict(
+                matched=False,
+                clause="filters[0].cesql",
+                attribute="subject",
+                wanted="in `CONCAT(subject, id)`, which gives the String 'cat.png1', and a filter needs a Boolean"
+                " (id is '1')",
+                value="cat.png",
+            ),
+            id="cesql: no Boolean",
+        ),
+        pytest.param(
+            All((cesql("1 = 2"),)),
+            Verdict(matched=False, clause="filters[0].cesql", wanted="in `1 = 2`, which is false"),
+            id="cesql: no attribute",
+        ),
     ],
 )
 def test_an_explanation_names_the_clause_that_fails_and_the_value_it_met(wanted: Filter, verdict: Verdict):
@@ -107,7 +168,18 @@ def test_an_explanation_names_the_clause_that_fails_and_the_value_it_met(wanted:
 NAMES = st.sampled_from(["type", "source", "subject", "color"])
 VALUES = st.sampled_from(["a", "ab", "abc", "b", "bc"])
 PAIRS = st.dictionaries(NAMES, VALUES, min_size=1, max_size=3).map(lambda pairs: tuple(sorted(pairs.items())))
-LEAVES = st.one_of(PAIRS.map(Exact), PAIRS.map(Prefix), PAIRS.map(Suffix))
+EXPRESSIONS = st.sampled_from(
+    [
+        "type = 'a' OR type = 'b'",
+        "type IN ('a', 'ab') AND subject LIKE 'a%'",
+        "'abc' = type XOR color = 'a'",
+        "NOT (type = 'a')",
+        "type LIKE 'ab' AND EXISTS color",
+        "type = 'a' AND type = 'b' OR color != 'a'",
+        "LENGTH(type) < 3",
+    ]
+)
+LEAVES = st.one_of(PAIRS.map(Exact), PAIRS.map(Prefix), PAIRS.map(Suffix), EXPRESSIONS.map(cesql))
 FILTERS = st.recursive(
     LEAVES,
     lambda inner: st.one_of(

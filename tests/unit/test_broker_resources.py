@@ -3,7 +3,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from broker.filters import ANYTHING, All, Exact
+from broker.cesql import Expression
+from broker.filters import ANYTHING, All, Cesql, Exact
 from broker.filters import Any as AnyOf
 from broker.resources import (
     BROKER_LABEL,
@@ -108,7 +109,8 @@ def test_a_broker_that_breaks_a_rule_is_refused_with_the_field(annotations, spec
             {"filters": [{}, {"any": [{"all": [{}]}]}]}, "spec.filters[1].any[0].all[0]", id="empty, deep down"
         ),
         pytest.param({"filters": [{"exact": {"a": "b"}, "suffix": {"a": "b"}}]}, "spec.filters[0]", id="two dialects"),
-        pytest.param({"filters": [{"cesql": "TRUE"}]}, "spec.filters[0].cesql", id="cesql"),
+        pytest.param({"filters": [{"cesql": "type ="}]}, "spec.filters[0].cesql", id="cesql"),
+        pytest.param({"filters": [{"cesql": ""}]}, "spec.filters[0].cesql", id="empty cesql"),
         pytest.param({"filters": [{"exact": {"a": "b"}}] * 201}, "spec.filters", id="too many"),
         pytest.param({"delivery": {"backoffDelay": "soon"}}, "spec.delivery.backoffDelay", id="delivery"),
     ],
@@ -117,9 +119,19 @@ def test_a_trigger_that_breaks_a_rule_is_refused_with_the_field(spec, broken):
     assert rules(trigger(**spec)) == [broken]
 
 
-def test_cesql_is_refused_by_saying_what_to_use_instead():
-    (error,) = TRIGGER_KIND.validate(trigger(filters=[{"cesql": "type = 'x'"}]), None)
-    assert "not supported yet: use exact, prefix, suffix, all, any or not" in str(error)
+def test_an_expression_is_refused_with_the_place_and_what_should_stand_there():
+    (error,) = TRIGGER_KIND.validate(trigger(filters=[{"not": {"cesql": "type LIKE 5"}}]), None)
+    assert error.path == "spec.filters[0].not.cesql"
+    assert error.value == "type LIKE 5"
+    assert error.rule == (
+        "is not a CloudEvents SQL expression: at column 11: found '5', expected a string in quotes after LIKE"
+    )
+
+
+def test_an_expression_with_a_function_that_there_is_not_is_refused():
+    wrong, unknown = TRIGGER_KIND.validate(trigger(filters=[{"cesql": "TRUE OR ABS(1, 2) = SQRT(2)"}]), None)
+    assert wrong.rule == "ABS does not take 2 arguments: there is ABS(Integer)"
+    assert unknown.rule.startswith("there is no function SQRT: there are ABS, BOOL,")
 
 
 @pytest.mark.parametrize(
@@ -183,17 +195,27 @@ def test_a_filter_or_field_of_another_shape_is_not_read(spec):
         ({"filter": {"attributes": {"type": "x", "source": ""}}}, Exact((("source", ""), ("type", "x")))),
         ({"filters": [{"exact": {"type": "x"}}]}, All((Exact((("type", "x"),)),))),
         ({"filters": [{}]}, All((ANYTHING,))),
+        ({"filters": [{"cesql": "TYPE = 'x'"}]}, All((Cesql(Expression('type = "x"')),))),
         (
             {"filter": {"attributes": {"type": "y"}}, "filters": [{"any": [{"exact": {"type": "x"}}]}]},
             All((AnyOf((Exact((("type", "x"),)),)),)),
         ),
     ],
-    ids=["none", "empty filter", "empty filters", "attributes", "filters", "accepts all", "filters replace filter"],
+    ids=[
+        "none",
+        "empty filter",
+        "empty filters",
+        "attributes",
+        "filters",
+        "accepts all",
+        "cesql",
+        "filters replace filter",
+    ],
 )
 def test_a_spec_compiles_to_its_filter(spec, compiled):
     assert compile_filter(msgspec.convert(spec, TriggerShape)) == compiled
 
 
 def test_a_stored_filter_that_cannot_be_read_is_an_error_and_not_an_open_door():
-    with pytest.raises(ValueError, match=r"spec\.filters\[0\]\.cesql"):
-        compile_filter(msgspec.convert({"filters": [{"cesql": "TRUE"}]}, TriggerShape))
+    with pytest.raises(ValueError, match=r"spec\.filters\[0\]\.any\[1\]\.cesql"):
+        compile_filter(msgspec.convert({"filters": [{"any": [{"cesql": "TRUE"}, {"cesql": "TRUE("}]}]}, TriggerShape))
