@@ -10,7 +10,7 @@ import msgspec
 
 from broker import filters
 from broker.filters import Verdict
-from broker.ledger import Attempt
+from broker.ledger import Attempt, standing
 from broker.log.port import Position
 from broker.log.query import Delivery, Found, LogQuery
 from broker.table import TriggerSpec
@@ -47,7 +47,8 @@ class DeliveryState(msgspec.Struct, frozen=True, kw_only=True):
 class EventView(msgspec.Struct, frozen=True, kw_only=True):
     """A stored event as it is listed. `time` is when it arrived, `size` its data's bytes; `corrupt` tells that its
     bytes are not what was written, so that nothing is known of it but its place. In a list, `next` is the cursor to ask
-    on from after it (`broker.listing`)."""
+    on from after it (`broker.listing`). An event for one Trigger alone tells in `only` for which, and in `repeats` the
+    position of the event that it was sent again for."""
 
     seq: int
     broker: str
@@ -59,6 +60,8 @@ class EventView(msgspec.Struct, frozen=True, kw_only=True):
     subject: str | None = None
     attributes: dict[str, str] = {}
     cause: int | None = None
+    only: str | None = None
+    repeats: int | None = None
     corrupt: bool = False
     deliveries: tuple[DeliveryState, ...] = ()
     next: str | None = None
@@ -70,6 +73,7 @@ class TriggerView(msgspec.Struct, frozen=True, kw_only=True):
     `matched` is what its filter says now, None where the Trigger is gone; `failed` the clause that says no. `state` is
     the last attempt's outcome; without any attempt "pending" (it comes), "not wanted", or "not offered" (the event is
     older than the Trigger, or than its present filter). `waits_for` says what keeps a pending event from being sent.
+    `repeats` are the events that were sent again to it for this one.
     """
 
     trigger: str
@@ -79,27 +83,36 @@ class TriggerView(msgspec.Struct, frozen=True, kw_only=True):
     waits_for: str | None = None
     attempts: tuple[AttemptView, ...] = ()
     replies: tuple[Explanation, ...] = ()
+    repeats: tuple[Explanation, ...] = ()
 
 
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
-    """An event, every Trigger of its Broker, and the replies that it caused."""
+    """An event, every Trigger of its Broker (only the one that it is for, where there is one), and the replies that it
+    caused."""
 
     event: EventView
     triggers: tuple[TriggerView, ...]
     cut: bool = False
 
 
-def describe(found: Found, deliveries: Sequence[Delivery], pending: Iterable[TriggerSpec] = ()) -> EventView:
-    """The event with how it stands for each Trigger that was tried, then for those that wait for it."""
+def describe(
+    found: Found,
+    deliveries: Sequence[Delivery],
+    pending: Iterable[TriggerSpec] = (),
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> EventView:
+    """The event with how it stands for each Trigger that was tried, then for those that wait for it. `names` are those
+    of the Triggers that there are, by uid."""
     tried = (
         DeliveryState(
             trigger=delivery.name,
-            state=delivery.attempts[-1].outcome,
-            status=delivery.attempts[-1].status,
+            state=last.outcome,
+            status=last.status,
             attempts=len(delivery.attempts),
-            reason=delivery.attempts[-1].reason,
+            reason=last.reason,
         )
         for delivery in deliveries
+        for last in (standing(delivery.attempts),)
     )
     waiting = (
         DeliveryState(trigger=trigger.key, state="pending", status=0, attempts=0, reason=None) for trigger in pending
@@ -110,7 +123,8 @@ def describe(found: Found, deliveries: Sequence[Delivery], pending: Iterable[Tri
         return EventView(
             seq=found.seq, broker=found.broker, time=time, size=found.size, corrupt=True, deliveries=states
         )
-    attributes = found.record.entry.attributes
+    attributes, only = found.record.entry.attributes, found.record.entry.only
+    names = {**names, **{each.uid: each.name for each in deliveries}}
     return EventView(
         seq=found.seq,
         broker=found.broker,
@@ -121,7 +135,9 @@ def describe(found: Found, deliveries: Sequence[Delivery], pending: Iterable[Tri
         source=attributes["source"],
         subject=attributes.get("subject"),
         attributes=attributes,
-        cause=found.record.entry.cause,
+        cause=found.record.entry.cause if only is None else None,
+        only=None if only is None else names.get(only.uid, only.uid),
+        repeats=None if only is None else found.record.entry.cause,
         deliveries=states,
     )
 
@@ -131,7 +147,9 @@ def listed(reader: LogQuery, events: Sequence[Found], triggers: Iterable[Trigger
     deliveries = reader.deliveries([event.seq for event in events])
     positions = reader.positions()
     by_broker: dict[str, list[TriggerSpec]] = {}
+    names: dict[str, str] = {}
     for trigger in triggers:
+        names[trigger.uid] = trigger.key
         by_broker.setdefault(trigger.broker, []).append(trigger)
     views = []
     for event in events:
@@ -142,7 +160,7 @@ def listed(reader: LogQuery, events: Sequence[Found], triggers: Iterable[Trigger
             for trigger in by_broker.get(event.broker, ())
             if trigger.uid not in known and _is_pending(trigger, event, positions)
         ]
-        views.append(describe(event, tried, pending))
+        views.append(describe(event, tried, pending, names))
     return tuple(views)
 
 
@@ -155,7 +173,10 @@ def explain(
     """Every stored event of that id, explained by the Triggers as they are now. `obstacles` has, by the uid of a
     Trigger that has no subscriber to deliver to, the reason. Raises Unavailable."""
     story = _Story(reader, tuple(triggers), obstacles)
-    return tuple(story.tell(found, MAX_DEPTH) for found in reader.by_id(event_id))
+    events = reader.by_id(event_id)
+    # What was sent again is told under what it repeats.
+    seqs = {found.seq for found in events}
+    return tuple(story.tell(found, MAX_DEPTH) for found in events if _repeated(found) not in seqs)
 
 
 class _Story:
@@ -164,34 +185,43 @@ class _Story:
         self._triggers = triggers
         self._obstacles = obstacles
         self._positions = reader.positions()
+        self._names = {trigger.uid: trigger.key for trigger in triggers}
         self._left = MAX_EVENTS
 
     def tell(self, found: Found, depth: int) -> Explanation:
         self._left -= 1
         deliveries = self._reader.deliveries([found.seq]).get(found.seq, ())
-        event = describe(found, deliveries)
+        event = describe(found, deliveries, names=self._names)
         if found.record is None:
             return Explanation(event=event, triggers=())
         replies = self._reader.replies(found.seq)
         cut = bool(replies) and (depth == 0 or self._left < len(replies))
         told: dict[str, list[Explanation]] = {}
+        again: dict[str, list[Explanation]] = {}
         for reply in () if cut else replies:
-            via = reply.record.entry.via if reply.record is not None else None
-            told.setdefault(via or "", []).append(self.tell(reply, depth - 1))
+            entry = reply.record.entry if reply.record is not None else None
+            if entry is not None and entry.only is not None:
+                again.setdefault(entry.only.uid, []).append(self.tell(reply, depth - 1))
+            else:
+                via = entry.via if entry is not None else None
+                told.setdefault(via or "", []).append(self.tell(reply, depth - 1))
         by_uid = {delivery.uid: delivery for delivery in deliveries}
         views = []
+        only = found.record.entry.only
         for trigger in self._triggers:
-            if trigger.broker == found.broker:
+            if trigger.broker == found.broker and (only is None or only.uid == trigger.uid):
                 attempts = by_uid.pop(trigger.uid).attempts if trigger.uid in by_uid else ()
-                views.append(self._trigger(trigger, found, attempts, told.get(trigger.uid, [])))
+                view = self._trigger(trigger, found, attempts, told.get(trigger.uid, []))
+                views.append(msgspec.structs.replace(view, repeats=tuple(again.get(trigger.uid, ()))))
         for uid, delivery in by_uid.items():  # Triggers that are gone
             views.append(
                 TriggerView(
                     trigger=delivery.name,
                     matched=None,
-                    state=delivery.attempts[-1].outcome,
+                    state=standing(delivery.attempts).outcome,
                     attempts=_attempts(delivery.attempts),
                     replies=tuple(told.get(uid, [])),
+                    repeats=tuple(again.get(uid, ())),
                 )
             )
         return Explanation(event=event, triggers=tuple(sorted(views, key=lambda view: view.trigger)), cut=cut)
@@ -201,8 +231,10 @@ class _Story:
     ) -> TriggerView:
         assert found.record is not None  # noqa: S101 - tell() returned early; tells the type checker
         verdict = filters.explain(trigger.filter, found.record.entry.attributes)
+        if found.record.entry.only is not None:  # whatever the filter says
+            verdict = Verdict(matched=True)
         if attempts:
-            state: str = attempts[-1].outcome
+            state: str = standing(attempts).outcome
         elif not verdict.matched:
             state = "not wanted"
         else:
@@ -222,7 +254,16 @@ def _is_pending(trigger: TriggerSpec, event: Found, positions: Mapping[str, Posi
     """Whether an event that was not tried yet comes to this Trigger."""
     if event.record is None or not _is_ahead(positions.get(trigger.uid), event.seq):
         return False
+    only = event.record.entry.only
+    if only is not None:
+        return only.uid == trigger.uid
     return filters.explain(trigger.filter, event.record.entry.attributes).matched
+
+
+def _repeated(found: Found) -> int | None:
+    """The position of the event that this one was sent again for."""
+    entry = found.record.entry if found.record is not None else None
+    return entry.cause if entry is not None and entry.only is not None else None
 
 
 def _is_ahead(position: Position | None, seq: int) -> bool:

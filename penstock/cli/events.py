@@ -198,7 +198,7 @@ def events(
     JSON object a line.
 
     \b
-    ✓ delivered   … on its way   ↻ to be tried again   ✗ given up   ↳ a reply
+    ✓ delivered   … on its way   ↻ to be tried again   ✗ given up   ↳ a reply   ⟲ sent again
 
     \b
     Examples:

@@ -17,8 +17,9 @@ _COLOURS: Final = {
     "dropped": "red",
     "dead": "red",
     "corrupt": "red",
+    "redriven": "yellow",
 }
-_MARKS: Final = {"delivered": "✓", "retrying": "↻", "pending": "…"}
+_MARKS: Final = {"delivered": "✓", "retrying": "↻", "pending": "…", "redriven": "⟲"}
 
 #: What a state means, where its name does not say it all.
 _MEANINGS: Final = {
@@ -29,7 +30,12 @@ _MEANINGS: Final = {
     "dead": "given up, and the dead-letter sink did not take it",
     "not offered": "the event is older than this Trigger, or than its present filter",
     "corrupt": "the stored bytes are not what was written, so nobody got it",
+    "redriven": "given up, and sent again by hand as another event",
+    "discarded": "given up, and dropped by hand",
 }
+
+#: Rows of the ledger that are no attempts: `broker.ledger.SETTLED`.
+_BY_HAND: Final = frozenset({"redriven", "discarded"})
 
 Event = Mapping[str, Any]
 
@@ -41,7 +47,7 @@ def event_line(event: Event) -> str:
         return f"{clock}  {click.style('corrupt', fg='red')}  position {event['seq']} of {event['broker']}"
     subject = event.get("subject") or event["id"]
     states = "  ".join(_delivery(delivery) for delivery in event["deliveries"])
-    reply = "↳ " if event.get("cause") else ""
+    reply = "↳ " if event.get("cause") else "⟲ " if event.get("only") else ""
     return (
         f"{click.style(clock, dim=True)}  {reply}{click.style(event['type'], bold=True)}  {subject}  {states}".rstrip()
     )
@@ -70,6 +76,11 @@ def _explained(told: Mapping[str, Any], indent: str) -> Iterator[str]:
     yield f"{indent}{click.style(event['type'], bold=True)}  {event.get('subject') or ''}".rstrip()
     stored = f"stored {event['time']} at {event['broker']}, position {event['seq']}, {event['size']} bytes"
     yield click.style(f"{indent}id {event['id']}  source {event['source']}  {stored}", dim=True)
+    if event.get("only"):
+        replay = event["attributes"].get("penstockreplay")
+        named = f" by {replay}" if replay else ""
+        of = f" for position {event['repeats']}" if event.get("repeats") else ""
+        yield f"{indent}⟲ sent again{named}{of}, to {event['only'].rpartition('/')[2]} alone"
     last = len(told["triggers"]) - 1
     for number, trigger in enumerate(told["triggers"]):
         branch, below = ("└─ ", "   ") if number == last else ("├─ ", "│  ")
@@ -79,6 +90,9 @@ def _explained(told: Mapping[str, Any], indent: str) -> Iterator[str]:
         for reply in trigger["replies"]:
             yield f"{indent}{below}reply:"
             yield from _explained(reply, f"{indent}{below}")
+        for repeat in trigger.get("repeats") or ():
+            yield f"{indent}{below}sent again:"
+            yield from _explained(repeat, f"{indent}{below}")
     if not told["triggers"]:
         yield f"{indent}└─ nobody wanted it: this Broker has no Trigger"
     if told["cut"]:
@@ -106,6 +120,8 @@ def _clause(verdict: Mapping[str, Any]) -> str:
 
 
 def _attempt(attempt: Mapping[str, Any]) -> str:
+    if attempt["outcome"] in _BY_HAND:
+        return f"by hand    {attempt['time'][11:23]}  {attempt['outcome']}  {attempt.get('reason') or ''}".rstrip()
     status = str(attempt["status"] or "no answer")
     reason = f"  {attempt['reason']}" if attempt.get("reason") else ""
     outcome = click.style(attempt["outcome"], fg=_COLOURS.get(attempt["outcome"]))

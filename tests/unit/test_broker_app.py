@@ -5,16 +5,19 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 import pytest
 from fastapi import FastAPI
 
 from broker.app import create_router
 from broker.ledger import Attempt
+from broker.log.direction import Direction
 from broker.log.query import LogReader
 from broker.log.sqlite import SqliteLog
 from broker.resources import DEFAULT_CLASS
 from core.resources import Key, KindRef, Resource
+from penstock.cli.story import event_line, explanation_lines
 from tests.conformance.event_log import BROKER, OTHER, append, entry
 from tests.support.broker import broker, trigger
 
@@ -108,6 +111,8 @@ async def test_events_are_listed_with_their_attributes_and_how_they_stand(tmp_pa
         "subject": "cat.png",
         "attributes": {"specversion": "1.0", "id": "e1", "source": "/test", "type": "test.made", "subject": "cat.png"},
         "cause": None,
+        "only": None,
+        "repeats": None,
         "corrupt": False,
         "next": str(record.seq),
         "deliveries": [
@@ -275,3 +280,33 @@ async def test_events_stay_readable_after_the_broker_process_has_gone(tmp_path: 
     await append(log, entry("e1"))
     await log.close()
     assert (await listed(tmp_path))[0] == ["e1"]
+
+
+async def test_an_event_that_was_sent_again_is_told_under_what_it_repeats_and_of_its_trigger_alone(
+    log: SqliteLog, tmp_path: Path
+):
+    (first,) = await append(log, entry("a", subject="x.png"))
+    for name in ("scan", "picky"):
+        log.subscribe(f"uid-{name}", BROKER, f"default/{name}", 0)
+    log.note(Attempt(first.seq, "uid-scan", 1000.0, 1, 500, 0.1, "dropped", "gave up"))
+    log.note(Attempt(first.seq, "uid-scan", 990.0, 0, 0, 0.0, "redriven", "Sent again by hand."))
+    only = Direction("uid-picky")
+    again = msgspec.structs.replace(entry("a", penstockreplay="r-1"), only=only, cause=first.seq)
+    (second,) = await append(log, again)
+    await log.flush()
+    status, answer = await get(tmp_path, "/penstock/v1/events/a/explain")
+    assert status == 200
+    (told,) = answer["events"]
+    picky, scan = told["triggers"]
+    assert (scan["trigger"], scan["state"], scan["repeats"]) == ("default/scan", "redriven", [])
+    (repeat,) = picky["repeats"]
+    assert (repeat["event"]["only"], repeat["event"]["repeats"]) == ("default/picky", first.seq)
+    (alone,) = repeat["triggers"]
+    assert (alone["trigger"], alone["state"], alone["matched"]) == ("default/picky", "pending", True)
+    lines = [click.unstyle(line) for line in explanation_lines(answer["events"])]
+    assert any("⟲ sent again by r-1 for position 1, to picky alone" in line for line in lines), lines
+    assert any("by hand" in line and "redriven  Sent again by hand." in line for line in lines), lines
+    _, answer = await get(tmp_path, "/penstock/v1/events")
+    newest = answer["events"][-1]
+    assert (newest["seq"], [each["trigger"] for each in newest["deliveries"]]) == (second.seq, ["default/picky"])
+    assert "⟲ test.made" in click.unstyle(event_line(newest))
