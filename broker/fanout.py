@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from broker.dispatch import Dispatcher
-from broker.filters import FilterIndex
+from broker.index import FilterIndex
 from broker.log.port import Record
 from broker.services import Services
 from broker.table import EMPTY, Table, TriggerSpec

@@ -7,8 +7,8 @@ matches. A filter that cannot be read is an error, never a filter that lets ever
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Final, Generic, TypeVar
+from collections.abc import Mapping
+from typing import Final
 
 import msgspec
 
@@ -22,7 +22,6 @@ __all__ = [
     "Cesql",
     "Exact",
     "Filter",
-    "FilterIndex",
     "Not",
     "Prefix",
     "Suffix",
@@ -31,7 +30,6 @@ __all__ = [
 ]
 
 Attributes = Mapping[str, str]
-T = TypeVar("T")
 
 
 class Exact(msgspec.Struct, frozen=True):
@@ -54,10 +52,6 @@ class Exact(msgspec.Struct, frozen=True):
                 return Verdict(matched=False, clause=path, attribute=name, wanted=rule, value=value)
         return MATCHED
 
-    def types(self) -> frozenset[str] | None:
-        found = [value for name, value in self.pairs if name == "type" and value]
-        return frozenset(found) if found else None
-
 
 class Prefix(msgspec.Struct, frozen=True):
     """Every attribute starts with this value."""
@@ -74,9 +68,6 @@ class Prefix(msgspec.Struct, frozen=True):
                 rule = f"starts with {wanted!r}"
                 return Verdict(matched=False, clause=path, attribute=name, wanted=rule, value=value)
         return MATCHED
-
-    def types(self) -> frozenset[str] | None:
-        return None
 
 
 class Suffix(msgspec.Struct, frozen=True):
@@ -95,9 +86,6 @@ class Suffix(msgspec.Struct, frozen=True):
                 return Verdict(matched=False, clause=path, attribute=name, wanted=rule, value=value)
         return MATCHED
 
-    def types(self) -> frozenset[str] | None:
-        return None
-
 
 class All(msgspec.Struct, frozen=True):
     """Every nested filter matches; an empty one, which only the platform makes, matches anything."""
@@ -113,10 +101,6 @@ class All(msgspec.Struct, frozen=True):
             if not verdict.matched:
                 return verdict
         return MATCHED
-
-    def types(self) -> frozenset[str] | None:
-        known = [types for nested in self.filters if (types := nested.types()) is not None]
-        return frozenset.intersection(*known) if known else None
 
 
 class Any(msgspec.Struct, frozen=True):
@@ -137,15 +121,6 @@ class Any(msgspec.Struct, frozen=True):
         wanted = wanted.removeprefix(f"{first.attribute} ")
         return Verdict(matched=False, clause=path, attribute=first.attribute, wanted=wanted, value=first.value)
 
-    def types(self) -> frozenset[str] | None:
-        found: frozenset[str] = frozenset()
-        for nested in self.filters:
-            types = nested.types()
-            if types is None:
-                return None
-            found |= types
-        return found
-
 
 class Not(msgspec.Struct, frozen=True):
     """The nested filter does not match."""
@@ -162,9 +137,6 @@ class Not(msgspec.Struct, frozen=True):
         wanted = f"does not match {_name(self.nested)}"
         return Verdict(matched=False, clause=path, attribute=attribute, wanted=wanted, value=attributes.get(attribute))
 
-    def types(self) -> frozenset[str] | None:
-        return None
-
 
 Filter = Exact | Prefix | Suffix | All | Any | Not | Cesql
 
@@ -178,43 +150,6 @@ def explain(wanted: Filter, attributes: Attributes) -> Verdict:
     A compiled `filters` list is an `All` at the top; an `Exact` there comes from ``filter.attributes``.
     """
     return wanted.explain(attributes, "filter.attributes" if isinstance(wanted, Exact) else "")
-
-
-class FilterIndex(Generic[T]):
-    """Finds the takers of an event without walking all of them: those that want exactly its type, and those that name
-    no type. Built once, then only read."""
-
-    __slots__ = ("_by_type", "_rest")
-
-    def __init__(self, takers: Iterable[tuple[Filter, T]]) -> None:
-        self._by_type: dict[str, list[tuple[Filter | None, T]]] = {}
-        self._rest: list[tuple[Filter | None, T]] = []
-        for wanted, taker in takers:
-            types = wanted.types()
-            if types is None:
-                self._rest.append((None if wanted == ANYTHING else wanted, taker))
-                continue
-            rest = None if _only_type(wanted) else wanted
-            for name in types:
-                self._by_type.setdefault(name, []).append((rest, taker))
-
-    def match(self, attributes: Attributes) -> list[T]:
-        """Every taker whose filter matches, each once."""
-        found = [
-            taker
-            for wanted, taker in self._by_type.get(attributes["type"], ())
-            if wanted is None or wanted.matches(attributes)
-        ]
-        if self._rest:
-            found += [taker for wanted, taker in self._rest if wanted is None or wanted.matches(attributes)]
-        return found
-
-
-def _only_type(wanted: Filter) -> bool:
-    """Whether the type decides alone, so that the index has settled the filter."""
-    if isinstance(wanted, All) and len(wanted.filters) == 1:
-        return _only_type(wanted.filters[0])
-    return isinstance(wanted, Exact) and len(wanted.pairs) == 1
 
 
 def _child(path: str, nested: Filter, number: int) -> str:

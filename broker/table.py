@@ -10,7 +10,8 @@ import msgspec
 
 from broker import filters
 from broker.delivery import Policy
-from broker.filters import ANYTHING, FilterIndex
+from broker.filters import ANYTHING
+from broker.index import FilterIndex
 from broker.messaging import IN_MEMORY_CHANNEL, SUBSCRIPTION, InMemoryChannelShape, SubscriptionShape, channel_name
 from broker.resources import BROKER, DEFAULT_CLASS, TRIGGER, BrokerShape, TriggerShape, class_of, compile_filter
 from core.clock import parse_rfc3339
@@ -241,15 +242,15 @@ class TableBuilder:
             if trigger is not None:
                 found[trigger.uid] = _merged(trigger, known.get(trigger.broker))
         self._triggers = held
-        by_broker: dict[str, list[tuple[filters.Filter, str]]] = {}
+        takers: dict[str, FilterIndex[str]] = {}
         for spec in found.values():
-            by_broker.setdefault(spec.broker, []).append((spec.filter, spec.uid))
+            takers.setdefault(spec.broker, FilterIndex()).put(spec.uid, spec.filter)
         return Table(
             brokers=known,
             triggers=found,
             unread=frozenset(uid for (uid, _), trigger in held.items() if trigger is None),
             paths={f"/{key}".encode(): spec for key, spec in known.items()},
-            takers={broker: FilterIndex(takers) for broker, takers in by_broker.items()},
+            takers=takers,
         )
 
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.cesql import Expression
-from broker.filters import ANYTHING, All, Any, Cesql, Exact, Filter, FilterIndex, Not, Prefix, Suffix, Verdict, explain
+from broker.filters import ANYTHING, All, Any, Cesql, Exact, Filter, Not, Prefix, Suffix, Verdict, explain
 
 EVENT = {"specversion": "1.0", "id": "1", "source": "/a/b", "type": "com.example.made", "subject": "cat.png"}
 
@@ -190,12 +190,6 @@ FILTERS = st.recursive(
     max_leaves=6,
 )
 EVENTS = st.dictionaries(NAMES, VALUES, max_size=4).map(lambda held: {"type": "a", **held})
-
-
-@given(st.lists(st.one_of(FILTERS, st.just(ANYTHING)), max_size=12), EVENTS)
-def test_the_index_finds_what_walking_all_filters_finds(wanted: list[Filter], event: dict[str, str]):
-    index = FilterIndex((each, number) for number, each in enumerate(wanted))
-    assert sorted(index.match(event)) == [number for number, each in enumerate(wanted) if each.matches(event)]
 
 
 @given(FILTERS, EVENTS)
