@@ -33,7 +33,7 @@ STORE_RETRY_S: Final = 1.0
 class Delivery:
     """One event on its way to one subscriber."""
 
-    __slots__ = ("attempt", "began", "courier", "letter", "number", "record", "reply", "resent")
+    __slots__ = ("attempt", "began", "courier", "due", "lane", "letter", "number", "record", "reply", "resent", "spent")
 
     def __init__(self, courier: Courier, record: Record) -> None:
         self.courier = courier
@@ -41,7 +41,14 @@ class Delivery:
         #: Of the present destination; `number` counts all.
         self.attempt = 0
         self.number = 0
+        #: Attempts for the subscriber that another process is to count as made. Where a letter or a reply goes out
+        #: after them, one less: what they hold is not kept, so the subscriber is asked once more.
+        self.spent = 0
         self.began = 0.0
+        #: When the next attempt is due, in seconds since the epoch; 0 for at once.
+        self.due = 0.0
+        #: The key of the events that come one after the other with it.
+        self.lane: str | None = None
         #: What goes to the dead-letter sink, once the subscriber is given up.
         self.letter: CloudEvent | None = None
         #: What goes to the reply destination, once the subscriber has answered with it.
@@ -228,6 +235,7 @@ class Courier:
         """The reply gets attempts of its own. A crash before it is there gives the subscriber the event again."""
         self._note(delivery, status, "retrying", f"Its reply goes to {self.trigger.reply_uri}.")
         delivery.reply = reply
+        delivery.spent = delivery.attempt - 1
         delivery.attempt = 0
         self.under_way.discard(delivery)
         self._window.with_reply(delivery)
@@ -247,6 +255,8 @@ class Courier:
                 said = outcome.error or f"answered {outcome.status}"
                 self._note(delivery, outcome.status, "retrying", said)
                 delivery.resent = False
+                if delivery.letter is None and delivery.reply is None:
+                    delivery.spent = delivery.attempt
                 self.under_way.discard(delivery)
                 self._window.later(delivery, decision.at - now)
             case _:
@@ -262,6 +272,8 @@ class Courier:
             uri = (only and only.uri) or self.trigger.subscriber_uri or ""
             if delivery.reply is not None:
                 uri = self.trigger.reply_uri or ""
+            else:
+                delivery.spent = delivery.attempt - 1
             delivery.letter = dead_letter(delivery.record.entry.event(), uri, status, data)
             delivery.attempt = 0
             self.under_way.discard(delivery)

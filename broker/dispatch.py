@@ -1,56 +1,55 @@
-"""Delivers one Trigger's events: takes them as they come or reads them from the log, and has each attempt made in time.
+"""Delivers one Trigger's events: takes them as they come or has them read from the log, and has each attempt made in
+time.
 
 Nothing here makes a task: the courier calls back, and timers wait for retries. An event is in one of these places:
-in the log beyond the subscription's position, `_ready` to be sent, in flight, waiting for its next attempt, or waiting
-for a dead-letter sink or a reply destination that has no address yet. All but the first count against the limits below;
-when they are reached the dispatcher stops taking and later goes on from the log, so a subscriber that is down costs
-bounded memory.
+in the log beyond the subscription's position, held back by the gate for its delay or its key's order, `_ready` to be
+sent, in flight, waiting for its next attempt, or waiting for a dead-letter sink or a reply destination that has no
+address yet. All but the first count against the limits below; when they are reached the dispatcher stops taking and
+later goes on from the log, so a subscriber that is down costs bounded memory.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from broker.courier import Courier, Delivery
-from broker.ledger import Attempt
-from broker.log.port import Page, Record, Subscription
+from broker.flow.gate import Gate
+from broker.flow.rate import Bucket
+from broker.flow.settings import PLAIN, Flow
+from broker.intake import Intake
+from broker.log.port import Record, Subscription
+from broker.memo import KEEP_AFTER_S, Memo, Planned, encode_memo
 from broker.services import Services
 from broker.table import TriggerSpec
-from core.errors import PenstockError
 
 __all__ = ["Dispatcher"]
 
-logger = logging.getLogger(__name__)
-
-#: Deliveries of one Trigger under way at a time.
-PARALLELISM: Final = 32
 #: Events of one Trigger in memory, in whatever state; one that is refused for this long is read from the log again.
 MAX_OUTSTANDING: Final = 1024
 MAX_OUTSTANDING_BYTES: Final = 32 * 1024 * 1024
 #: Reading goes on when this few are left: not for every single one that is done.
 RESUME_OUTSTANDING: Final = MAX_OUTSTANDING // 2
-#: Events asked from the log at once.
-READ_EVENTS: Final = 128
-#: After the log could not be read.
-READ_RETRY_S: Final = 1.0
 
 
 class Dispatcher:
     """One Trigger's deliveries. Made with its subscription; `begin` starts it, `stop` ends it for good."""
 
     __slots__ = (
+        "_alarm",
+        "_bucket",
         "_bytes",
         "_courier",
+        "_flow",
+        "_gate",
         "_idle",
-        "_live",
+        "_intake",
+        "_keeping",
         "_loop",
-        "_reading",
+        "_planned",
         "_ready",
-        "_retry_read",
         "_services",
         "_stopped",
         "_unplaced",
@@ -67,63 +66,72 @@ class Dispatcher:
         #: Letters and replies without an address to send them to.
         self._unplaced: list[Delivery] = []
         self._bytes = 0
-        #: Takes events from `offer`; while False they are found in the log.
-        self._live = False
-        self._reading = False
-        self._retry_read: asyncio.TimerHandle | None = None
         self._stopped = False
         self._idle: list[Callable[[], None]] = []
         self._courier = Courier(trigger, services, self)
+        self._intake = Intake(services, self)
+        # What an earlier process left word of, by position, and the timer that has that kept for the next one.
+        self._planned: dict[int, Planned] = {}
+        self._keeping: asyncio.TimerHandle | None = None
+        # What the Trigger's annotations ask for; the timer for what they hold back.
+        self._flow: Flow = PLAIN
+        self._gate: Gate | None = None
+        self._bucket: Bucket | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._shape(trigger.flow)
 
     # ---- what its owner calls
 
     def begin(self) -> None:
         """Take up what an earlier process left open, then what came since."""
-        seqs = self.subscription.position().open
-        if not seqs:
-            self._catch_up()
-            return
-        self._reading = True
-        self._services.log.pick(self.trigger.broker, seqs, self._reopened)
+        self._intake.begin()
 
     def update(self, trigger: TriggerSpec) -> None:
         """The Trigger changed: whatever was not sent yet goes by what it says now."""
         self._courier.update(trigger)
-        if self._courier.places.subscriber is None:
-            self._live = False
+        if trigger.flow != self._flow:
+            self._shape(trigger.flow)
+        if self.is_halted():
+            self._intake.live = False
         unplaced, self._unplaced = self._unplaced, []
         self._ready.extend(unplaced)
         self._pump()
-        self._catch_up()
+        self._intake.catch_up()
 
     def offer(self, record: Record) -> None:
         """A new event that the filter matches."""
-        if not self._live or record.seq <= self.subscription.through:
+        if not self._intake.live or record.seq <= self.subscription.through:
             return
-        if self._full():
-            self._live = False
+        if self.is_full():
+            self._intake.live = False
             return
-        self._take(record)
-        if len(self._courier.under_way) < PARALLELISM:
+        self.take(record)
+        if len(self._courier.under_way) < self._flow.parallelism:
             self._pump()
+
+    def mend(self) -> None:
+        """A fault kept an event from being offered or taken: it is found in the log instead."""
+        self._intake.mend()
 
     def looked_at(self, through: int, at_least: int) -> None:
         """Everything up to `through` was offered if it matched: worth keeping if that is `at_least` events on."""
-        if self._live and through - self.subscription.through >= at_least:
+        if self._intake.live and through - self.subscription.through >= at_least:
             self.subscription.skip(through)
 
     def stop(self) -> None:
         """No new attempts. What is in flight goes on, so that a reply is not lost."""
+        if not self._stopped and self._keeping is not None:
+            self._keep()
         self._stopped = True
         self._courier.stop()
-        self._live = False
-        for timer in self._waiting.values():
-            timer.cancel()
+        self._intake.stop()
+        for timer in (*self._waiting.values(), self._alarm, self._keeping):
+            if timer is not None:
+                timer.cancel()
         self._waiting.clear()
         self._ready.clear()
         self._unplaced.clear()
-        if self._retry_read is not None:
-            self._retry_read.cancel()
+        self._gate = None
 
     def when_idle(self, then: Callable[[], None]) -> None:
         """Call `then` once nothing is in flight, at once where that is so. After `stop`."""
@@ -149,104 +157,122 @@ class Dispatcher:
     @property
     def backlog(self) -> int:
         """Events taken and not done, and an upper bound of those not yet read."""
-        unread = 0 if self._live else self._services.log.last() - self.subscription.through
+        unread = 0 if self._intake.live else self._services.log.last() - self.subscription.through
         return len(self.subscription.open) + max(unread, 0)
 
-    # ---- taking
+    # ---- taking (`broker.intake.Taker`)
 
-    def _full(self) -> bool:
+    def is_halted(self) -> bool:
+        return self._flow.paused or self._courier.places.subscriber is None
+
+    def is_full(self) -> bool:
         return len(self.subscription.open) >= MAX_OUTSTANDING or self._bytes >= MAX_OUTSTANDING_BYTES
 
-    def _take(self, record: Record) -> None:
+    def is_crowded(self) -> bool:
+        return len(self.subscription.open) > RESUME_OUTSTANDING or self._bytes > MAX_OUTSTANDING_BYTES // 2
+
+    def recalled(self, memo: Memo) -> None:
+        self._planned = memo.by_seq()
+
+    def take(self, record: Record) -> None:
         self.subscription.take(record.seq)
         self._bytes += len(record.entry.data) + len(record.entry.head)
-        self._ready.append(Delivery(self._courier, record))
+        delivery = Delivery(self._courier, record)
+        if self._planned and (planned := self._planned.pop(record.seq, None)) is not None:
+            delivery.number, delivery.due = planned.number, planned.due
+            delivery.attempt = delivery.spent = planned.attempt
+        elif self._gate is None:
+            self._ready.append(delivery)
+            return
+        if self._gate is None or self._gate.admit(delivery, self._services.clock.now()):
+            self._go(delivery)
 
-    def _catch_up(self) -> None:
-        """Read on, if that is needed and there is room."""
-        if self._live or self._reading or self._stopped or self._courier.places.subscriber is None:
-            return
-        held = self.subscription
-        if len(held.open) > RESUME_OUTSTANDING or self._bytes > MAX_OUTSTANDING_BYTES // 2:
-            return
-        log = self._services.log
-        if held.through >= log.last():
-            self._live = True
-            return
-        self._reading = True
-        log.read(self.trigger.broker, held.through, READ_EVENTS, self._read)
-
-    def _read(self, page: Page | PenstockError) -> None:
-        self._reading = False
-        if self._stopped:
-            return
-        if isinstance(page, PenstockError):
-            self._read_failed(page)
-            return
-        wanted, uid = self.trigger.filter, self.trigger.uid
-        for record in page.records:
-            only = record.entry.only
-            if wanted.matches(record.entry.attributes) if only is None else only.uid == uid:
-                if self._full():
-                    self.subscription.skip(record.seq - 1)
-                    break
-                self._take(record)
-        else:
-            self.subscription.skip(page.through)
-        self._tell_corrupt(page)
+    def taken(self) -> None:
         self._pump()
-        self._catch_up()
 
-    def _reopened(self, page: Page | PenstockError) -> None:
-        self._reading = False
-        if self._stopped:
-            return
-        if isinstance(page, PenstockError):
-            self._read_failed(page)
-            return
-        for record in page.records:
-            self._take(record)
-        found = {record.seq for record in page.records}
-        for seq in [seq for seq in self.subscription.open if seq not in found]:
-            self.subscription.ack(seq)  # corrupt, or no longer kept
-        self._tell_corrupt(page)
-        self._pump()
-        self._catch_up()
+    def held(self) -> set[int]:
+        return {delivery.record.seq for delivery in self._all()}
 
-    def _read_failed(self, error: PenstockError) -> None:
-        facts = {"trigger": self.trigger.key, "error": str(error)}
-        logger.error("a Trigger's events could not be read from the log; trying again", extra={"facts": facts})
-        again = self._catch_up if self._live or not self._untaken() else self.begin
-        self._retry_read = self._loop.call_later(READ_RETRY_S, again)
+    # ---- order and flow control
 
-    def _untaken(self) -> bool:
-        """Whether events left open by an earlier process are still to be read."""
-        held = len(self._ready) + len(self._courier.under_way) + len(self._waiting) + len(self._unplaced)
-        return len(self.subscription.open) > held
-
-    def _tell_corrupt(self, page: Page) -> None:
+    def _shape(self, flow: Flow) -> None:
+        """Go by these settings from now on: what waits is lined up anew, and what is on its way stays so."""
+        waiting = [*self._ready, *(self._gate.held() if self._gate is not None else ())]
+        self._gate = Gate.of(flow)
+        if flow.rate is None:
+            self._bucket = None
+        elif self._bucket is None or self._bucket.rate != flow.rate:
+            self._bucket = Bucket(flow.rate, self._loop.time())
+        self._flow = flow
+        for delivery in (*self._courier.under_way, *self._waiting, *self._unplaced):
+            if self._gate is not None:
+                self._gate.join(delivery)
+            else:
+                delivery.lane = None
+        self._ready.clear()
         now = self._services.clock.now()
-        for seq in page.corrupt:
-            reason = "The stored bytes are not what was written."
-            self._services.ledger.note(Attempt(seq, self.trigger.uid, now, 0, 0, 0.0, "corrupt", reason))
-            self._services.count(self.trigger, "corrupt", 0.0)
+        for delivery in sorted(waiting, key=lambda delivery: delivery.record.seq):
+            delivery.lane = None
+            if self._gate is None or self._gate.admit(delivery, now):
+                self._ready.append(delivery)
+
+    def _go(self, delivery: Delivery) -> None:
+        """Nothing holds it back but that an attempt may not be due yet."""
+        delay_s = delivery.due - self._services.clock.now() if delivery.due else 0.0
+        if delay_s > 0:
+            self._waiting[delivery] = self._loop.call_later(delay_s, self._due, delivery)
+        else:
+            self._ready.append(delivery)
+
+    def _line_up(self, delivery: Delivery) -> None:
+        """An attempt is due. Letters and replies do not wait for the rate, which is the subscriber's."""
+        if self._bucket is not None and (delivery.letter is not None or delivery.reply is not None):
+            self._ready.appendleft(delivery)
+        else:
+            self._ready.append(delivery)
+
+    def _wake_in(self, delay_s: float) -> None:
+        if self._alarm is not None:
+            if self._alarm.when() <= self._loop.time() + delay_s:
+                return
+            self._alarm.cancel()
+        self._alarm = self._loop.call_later(delay_s, self._rung)
+
+    def _rung(self) -> None:
+        self._alarm = None
+        self._pump()
 
     # ---- sending
 
     def _pump(self) -> None:
-        """Send what is ready, as far as the window allows."""
-        ready, courier = self._ready, self._courier
-        under_way = courier.under_way
-        while ready and len(under_way) < PARALLELISM and not self._stopped:
+        """Send what is ready, as far as the window and the Trigger's settings allow."""
+        if self._flow.paused or self._stopped:
+            return
+        if self._gate is not None:
+            self._mature(self._gate)
+        ready, courier, bucket = self._ready, self._courier, self._bucket
+        under_way, parallelism = courier.under_way, self._flow.parallelism
+        while ready and len(under_way) < parallelism:
             delivery = ready[0]
             place = courier.place(delivery)
+            is_first = delivery.letter is None and delivery.reply is None
             if place is None:
-                if delivery.letter is None and delivery.reply is None:
+                if is_first:
                     return
                 self._unplaced.append(ready.popleft())
                 continue
+            if bucket is not None and is_first and (wait_s := bucket.take(self._loop.time())) > 0:
+                self._wake_in(wait_s)
+                return
             ready.popleft()
             courier.send(delivery, place)
+
+    def _mature(self, gate: Gate) -> None:
+        now = self._services.clock.now()
+        self._ready.extend(gate.matured(now))
+        at = gate.next_at()
+        if at is not None:
+            self._wake_in(max(at - now, 0.0))
 
     # ---- what follows from an attempt (`broker.courier.Window`)
 
@@ -254,6 +280,10 @@ class Dispatcher:
         entry = delivery.record.entry
         self._bytes -= len(entry.data) + len(entry.head)
         self.subscription.ack(delivery.record.seq)
+        if delivery.lane is not None and self._gate is not None:
+            following = self._gate.leave(delivery)
+            if following is not None:
+                self._go(following)
         self._after()
 
     def again(self, delivery: Delivery) -> None:
@@ -263,12 +293,16 @@ class Dispatcher:
 
     def later(self, delivery: Delivery, delay_s: float) -> None:
         if not self._stopped:
+            delivery.due = self._services.clock.now() + delay_s
             self._waiting[delivery] = self._loop.call_later(delay_s, self._due, delivery)
+            self._keep_soon()
         self._after()
 
     def as_letter(self, delivery: Delivery) -> None:
         if not self._stopped:
-            self._ready.append(delivery)
+            delivery.due = 0.0
+            self._line_up(delivery)
+            self._keep_soon()
         self._after()
 
     with_reply = as_letter
@@ -276,16 +310,42 @@ class Dispatcher:
     def _due(self, delivery: Delivery) -> None:
         """Time for the next attempt."""
         del self._waiting[delivery]
-        self._ready.append(delivery)
+        self._line_up(delivery)
         self._pump()
 
     def _after(self) -> None:
         """A place in the window is free."""
         if self._ready:
             self._pump()
-        if not self._live:
-            self._catch_up()
+        if not self._intake.live:
+            self._intake.catch_up()
         if self._idle and not self._courier.under_way:
             waiting, self._idle = self._idle, []
             for then in waiting:
                 then()
+
+    # ---- for the next process
+
+    def _all(self) -> Iterator[Delivery]:
+        yield from self._courier.under_way
+        yield from self._waiting
+        yield from self._ready
+        yield from self._unplaced
+        if self._gate is not None:
+            yield from self._gate.held()
+
+    def _keep_soon(self) -> None:
+        if self._keeping is None:
+            self._keeping = self._loop.call_later(KEEP_AFTER_S, self._keep)
+
+    def _keep(self) -> None:
+        """Have kept how far the retries are."""
+        self._keeping = None
+        under_way = self._courier.under_way
+        planned = [
+            Planned(delivery.record.seq, number, delivery.spent, delivery.due)
+            for delivery in self._all()
+            if (number := delivery.number - (delivery in under_way)) > 0
+        ]
+        planned += self._planned.values()  # not taken again yet
+        self._services.log.remember(self.trigger.uid, encode_memo(planned))

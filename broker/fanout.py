@@ -23,9 +23,6 @@ logger = logging.getLogger(__name__)
 #: after a crash.
 CHECKPOINT_EVERY: Final = 1000
 
-#: Kubernetes cuts creation times to whole seconds: an event this much later came after the Trigger for certain.
-CREATION_PRECISION_S: Final = 1.0
-
 #: Before a new Trigger's start is looked for again in a log that could not be read.
 _SEEK_RETRY_S: Final = 1.0
 
@@ -60,7 +57,15 @@ class Fanout:
             return
         dispatchers = self._dispatchers
         only = record.entry.only
-        for uid in index.match(record.entry.attributes) if only is None else (only.uid,):
+        try:
+            uids = index.match(record.entry.attributes) if only is None else (only.uid,)
+        except Exception:  # boundary: who wants the event is found out Trigger by Trigger, from the log
+            logger.exception("no filter could be asked by a fault", extra={"facts": {"position": record.seq}})
+            for held in dispatchers.values():
+                if held.trigger.broker == record.entry.broker:
+                    held.mend()
+            return
+        for uid in uids:
             dispatcher = dispatchers.get(uid)
             if dispatcher is None:
                 continue
@@ -68,7 +73,8 @@ class Fanout:
                 dispatcher.offer(record)
             except Exception:  # boundary: one Trigger's fault must not keep the event from the others
                 facts = {"trigger": dispatcher.trigger.key, "position": record.seq}
-                logger.exception("a Trigger could not take an event", extra={"facts": facts})
+                logger.exception("a Trigger could not take an event; it is looked for again", extra={"facts": facts})
+                dispatcher.mend()
 
     def swap(self, table: Table) -> None:
         """Go by this table from now on. A Trigger that is not in it was deleted, and its position goes; or it cannot be
@@ -154,8 +160,10 @@ class Fanout:
 
     def _enter(self, trigger: TriggerSpec, newest: int) -> None:
         """A Trigger that has no dispatcher yet. Its kept position counts; a new one starts where the log was when it
-        was created, even if this process hears of it later: what arrived since is what its Ready promises. What
-        arrives after `newest`, the log's end when it was heard of, is offered to it in any case."""
+        was created, even if this process hears of it later: what arrived since is what its Ready promises. Kubernetes
+        cuts creation times to whole seconds, so it may get what came up to a second before it; to miss what came in
+        that second after it would be worse. What arrives after `newest`, the log's end when it was heard of, is
+        offered to it in any case."""
         log = self._services.log
         if trigger.uid in log.subscriptions() or trigger.created_at is None:
             self._begin(trigger.uid, newest)
@@ -169,7 +177,7 @@ class Fanout:
             else:
                 self._begin(trigger.uid, min(start, newest))
 
-        log.seek(trigger.broker, trigger.created_at + CREATION_PRECISION_S, found)
+        log.seek(trigger.broker, trigger.created_at, found)
 
     def _seek_again(self, uid: str, newest: int) -> None:
         trigger = self.table.triggers.get(uid)

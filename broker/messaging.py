@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from broker.flow.settings import validate_flow
 from broker.resources import place
 from core.errors import FieldError
 from core.resources import (
@@ -189,6 +190,7 @@ def _validate_subscription(new: Resource, old: Resource | None) -> Iterator[Fiel
     if shape.reply is not None and shape.reply != Destination():
         yield from validate_destination(shape.reply, "spec.reply")
     yield from validate_delivery(shape.delivery, "spec.delivery")
+    yield from validate_flow(new.meta.annotations)
     if old is not None and shape.channel != msgspec.convert(old.spec, SubscriptionShape).channel:
         rule = "is immutable: delete the Subscription and create it again to move it to another channel"
         yield FieldError(path="spec.channel", rule=rule, value=new.spec.get("channel"))

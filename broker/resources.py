@@ -14,6 +14,7 @@ import msgspec
 
 from broker import filters
 from broker.cesql import Expression, ParseError
+from broker.flow.settings import validate_flow
 from core.errors import FieldError
 from core.resources import (
     Column,
@@ -261,6 +262,7 @@ def _validate_trigger(new: Resource, old: Resource | None) -> Iterator[FieldErro
         yield FieldError(path="spec.filters", rule=f"must not hold more than {MAX_FILTERS} filters", value=count)
     yield from validate_destination(shape.subscriber, "spec.subscriber")
     yield from validate_delivery(shape.delivery, "spec.delivery")
+    yield from validate_flow(new.meta.annotations)
     yield from _dependency_errors(new)
 
 

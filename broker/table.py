@@ -11,6 +11,7 @@ import msgspec
 from broker import filters
 from broker.delivery import Policy
 from broker.filters import ANYTHING
+from broker.flow.settings import PLAIN, Flow, flow_of
 from broker.index import FilterIndex
 from broker.messaging import IN_MEMORY_CHANNEL, SUBSCRIPTION, InMemoryChannelShape, SubscriptionShape, channel_name
 from broker.resources import BROKER, DEFAULT_CLASS, TRIGGER, BrokerShape, TriggerShape, class_of, compile_filter
@@ -71,7 +72,7 @@ class TriggerSpec(msgspec.Struct, frozen=True, kw_only=True):
     not retried there. The specification calls `retry` a minimum, and who asks for a dead-letter sink does not ask for
     fewer attempts.
 
-    `reply_uri` is where replies are sent to, where `replies` says that they are.
+    `reply_uri` is where replies are sent to, where `replies` says that they are. `flow` is what the annotations say.
     """
 
     uid: str
@@ -87,6 +88,7 @@ class TriggerSpec(msgspec.Struct, frozen=True, kw_only=True):
     policy: Policy = Policy()
     replies: Replies = "stored"
     reply_uri: str | None = None
+    flow: Flow = PLAIN
 
     @property
     def key(self) -> str:
@@ -138,6 +140,7 @@ def trigger_spec(resource: Resource) -> TriggerSpec:
         wants_sink=_wants_sink(shape.delivery),
         delivery=shape.delivery,
         policy=policy_of(shape.delivery),
+        flow=flow_of(resource.meta.annotations),
     )
 
 
@@ -175,6 +178,7 @@ def subscription_spec(resource: Resource) -> TriggerSpec:
         policy=policy_of(shape.delivery),
         replies="sent" if wants_reply else "dropped",
         reply_uri=reply_uri,
+        flow=flow_of(resource.meta.annotations),
     )
 
 

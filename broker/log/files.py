@@ -81,6 +81,7 @@ class Files:
             raise Unavailable(
                 f"The event log {path} has format {held}; this version reads format {schema.FORMAT}. Move it away."
             )
+        writer.execute(schema.MEMOS)
         self.reader.execute("PRAGMA query_only = 1")
 
     def _load(self) -> Found:

@@ -41,6 +41,7 @@ class MemoryLog:
         self._last = 0
         self._listeners: list[Callable[[Record], None]] = []
         self.attempts: list[Attempt] = []
+        self.memos: dict[str, bytes] = {}
 
     # ---- EventLog
 
@@ -76,9 +77,17 @@ class MemoryLog:
 
     def unsubscribe(self, uid: str) -> None:
         self._subscriptions.pop(uid, None)
+        self.memos.pop(uid, None)
 
     def subscriptions(self) -> Collection[str]:
         return self._subscriptions.keys()
+
+    def remember(self, uid: str, memo: bytes) -> None:
+        if uid in self._subscriptions:
+            self.memos[uid] = memo
+
+    def recall(self, uid: str, then: Callable[[bytes | PenstockError], None]) -> None:
+        asyncio.get_running_loop().call_soon(then, self.memos.get(uid, b""))
 
     def claim(self, uid: str, granted: Callable[[], None], lost: Callable[[], None], asked: Callable[[], None]) -> None:
         granted()  # nobody else delivers from this log

@@ -215,6 +215,15 @@ class EventLog(Protocol):
         """The uids of all kept subscriptions."""
         ...
 
+    def remember(self, uid: str, memo: bytes) -> None:
+        """Keep a word of the subscription's dispatcher to the next one, in place of an earlier one: tens of kilobytes
+        at most, durable as a position is. It goes with the subscription."""
+        ...
+
+    def recall(self, uid: str, then: Callable[[bytes | PenstockError], None]) -> None:
+        """What was last remembered of the subscription; empty where nothing was."""
+        ...
+
     def claim(self, uid: str, granted: Callable[[], None], lost: Callable[[], None], asked: Callable[[], None]) -> None:
         """Become the one process that delivers for the subscription `uid`, of all that share the log: `granted` when
         that is so and its kept position is known, `lost` when it no longer is; then `granted` may come again. A process

@@ -22,10 +22,14 @@ __all__ = [
     "ADD_EVENT",
     "DEAD_LETTERED_SEQS",
     "FORMAT",
+    "DROP_MEMO",
     "DROP_POSITION",
     "INDEX_IDS",
+    "KEEP_MEMO",
     "KEEP_POSITION",
+    "MEMOS",
     "SELECT_EVENT",
+    "SELECT_MEMO",
     "TABLES",
     "UNDELIVERED_SEQS",
     "encode_event",
@@ -65,11 +69,18 @@ TABLES: Final = (
     "INSERT INTO meta VALUES ('indexed', 0), ('last', 0)",
 )
 
+#: What dispatchers leave word of. A file that was made before there were any gets it when it is opened; whoever does
+#: not know of it loses nothing.
+MEMOS: Final = "CREATE TABLE IF NOT EXISTS memos (subscription INTEGER PRIMARY KEY, memo BLOB NOT NULL)"
+
 ADD_EVENT: Final = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 ADD_BROKER: Final = "INSERT OR IGNORE INTO brokers VALUES (?, ?)"
 KEEP_POSITION: Final = """INSERT INTO subscriptions VALUES (?, ?, ?, ?, 1, ?, ?)
     ON CONFLICT (id) DO UPDATE SET kept = 1, name = excluded.name, through = excluded.through, open = excluded.open"""
 DROP_POSITION: Final = "UPDATE subscriptions SET kept = 0, open = x'' WHERE id = ?"
+KEEP_MEMO: Final = "INSERT OR REPLACE INTO memos VALUES (?, ?)"
+SELECT_MEMO: Final = "SELECT memo FROM memos WHERE subscription = ?"
+DROP_MEMO: Final = "DELETE FROM memos WHERE subscription = ?"
 ADD_ATTEMPT: Final = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 SELECT_EVENT: Final = "SELECT seq, at, ttl, crc, cause, via, head, data FROM events"
 #: But for those that are undelivered for nobody any more, because people settled it.

@@ -57,20 +57,22 @@ _Note = tuple[int | str | None, ...]
 
 
 class _Batch:
-    """What one commit holds: events, ledger rows, subscriptions whose position moved or was dropped, new Brokers."""
+    """What one commit holds: events, ledger rows, subscriptions whose position moved or was dropped, what is remembered
+    of them, new Brokers."""
 
-    __slots__ = ("brokers", "dirty", "dropped", "events", "notes")
+    __slots__ = ("brokers", "dirty", "dropped", "events", "memos", "notes")
 
     def __init__(self) -> None:
         self.events: list[tuple[Record, Appended]] = []
         self.notes: deque[_Note] = deque()
         self.dirty: dict[str, Subscription] = {}
         self.dropped: list[int] = []
+        self.memos: dict[int, bytes] = {}
         self.brokers: dict[str, int] = {}
 
     @property
     def empty(self) -> bool:
-        return not (self.events or self.notes or self.dirty or self.dropped)
+        return not (self.events or self.notes or self.dirty or self.dropped or self.memos)
 
     def put_back(self, refused: _Batch) -> None:
         """All but the events of a batch that was not committed, before what came since."""
@@ -78,6 +80,7 @@ class _Batch:
         self.notes = refused.notes
         self.dirty = {**refused.dirty, **self.dirty}
         self.dropped = refused.dropped + self.dropped
+        self.memos = {**refused.memos, **self.memos}
         self.brokers = {**refused.brokers, **self.brokers}
 
 
@@ -194,11 +197,20 @@ class SqliteLog:
     def unsubscribe(self, uid: str) -> None:
         if self._subscriptions.pop(uid, None) is not None:
             self._next_batch.dirty.pop(uid, None)
+            self._next_batch.memos.pop(self._numbers[uid], None)
             self._next_batch.dropped.append(self._numbers[uid])
             self._flush_soon()
 
     def subscriptions(self) -> Collection[str]:
         return self._subscriptions.keys()
+
+    def remember(self, uid: str, memo: bytes) -> None:
+        if uid in self._subscriptions:
+            self._next_batch.memos[self._numbers[uid]] = memo
+            self._flush_soon()
+
+    def recall(self, uid: str, then: Callable[[bytes | PenstockError], None]) -> None:
+        self._loop.call_soon(self._recall, uid, then)
 
     def claim(self, uid: str, granted: Callable[[], None], lost: Callable[[], None], asked: Callable[[], None]) -> None:
         granted()  # nobody else delivers from this log
@@ -318,6 +330,9 @@ class SqliteLog:
             connection.execute(schema.KEEP_POSITION, row)
         if batch.dropped:
             connection.executemany(schema.DROP_POSITION, [(number,) for number in batch.dropped])
+            connection.executemany(schema.DROP_MEMO, [(number,) for number in batch.dropped])
+        if batch.memos:
+            connection.executemany(schema.KEEP_MEMO, batch.memos.items())
         # Encoding the rows above may have numbered Brokers that were not seen before.
         batch.brokers.update(self._next_batch.brokers)
         self._next_batch.brokers.clear()
@@ -397,6 +412,15 @@ class SqliteLog:
         result: int | PenstockError
         try:
             result = sweeping.seek(self._reader, self._brokers.get(broker, 0), schema.micros(at))
+        except sqlite3.Error as error:
+            result = _unavailable(error)
+        then(result)
+
+    def _recall(self, uid: str, then: Callable[[bytes | PenstockError], None]) -> None:
+        result: bytes | PenstockError
+        try:
+            row = self._reader.execute(schema.SELECT_MEMO, (self._numbers.get(uid, 0),)).fetchone()
+            result = row[0] if row is not None else b""
         except sqlite3.Error as error:
             result = _unavailable(error)
         then(result)

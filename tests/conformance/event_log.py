@@ -71,6 +71,10 @@ async def seek(log: EventLog, at: float) -> int:
     return await answer(lambda then: log.seek(BROKER, at, then))
 
 
+async def recall(log: EventLog, uid: str) -> bytes:
+    return await answer(lambda then: log.recall(uid, then))
+
+
 def _ignored() -> None:
     """A claim's end, where nobody else is there to have it."""
 
@@ -244,6 +248,24 @@ class EventLogSuite:
 
     # --- one process at a time ---
 
+    async def test_what_is_remembered_of_a_subscription_is_recalled_and_goes_with_it(self, log: EventLog):
+        log.subscribe("uid-1", BROKER, "default/one", 0)
+        log.subscribe("uid-2", BROKER, "default/two", 0)
+        assert await recall(log, "uid-1") == b""
+        log.remember("uid-1", b"first")
+        log.remember("uid-2", b"other")
+        await log.flush()
+        log.remember("uid-1", b'{"planned":[[1,2,3,4.5]]}')
+        await log.flush()
+        assert await recall(log, "uid-1") == b'{"planned":[[1,2,3,4.5]]}'
+        log.unsubscribe("uid-1")
+        log.remember("uid-1", b"too late")
+        await log.flush()
+        log.subscribe("uid-1", BROKER, "default/one", 0)
+        await log.flush()
+        assert await recall(log, "uid-1") == b""
+        assert await recall(log, "uid-2") == b"other"
+
     async def test_a_claim_that_nobody_else_has_is_granted_and_so_is_claiming_it_again(self, log: EventLog):
         heard: asyncio.Queue[str] = asyncio.Queue()
         for number in ("1", "2"):
@@ -354,6 +376,7 @@ class DurableLogSuite:
         subscription.take(records[0].seq)
         subscription.take(records[1].seq)
         subscription.ack(records[1].seq)
+        log.remember("uid-1", b"a word")
         log.subscribe("uid-2", BROKER, "default/two", 0)
         log.unsubscribe("uid-2")
         again = await reopen()
@@ -363,6 +386,7 @@ class DurableLogSuite:
         assert tuple(again.subscriptions()) == ("uid-1",)
         position = again.subscribe("uid-1", BROKER, "default/one", 99).position()
         assert position == Position(records[1].seq, (records[0].seq,))
+        assert await recall(again, "uid-1") == b"a word"
 
     async def test_positions_go_on_after_a_restart_of_an_emptied_log(
         self, log: EventLog, reopen: Callable[[], Awaitable[EventLog]]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from broker.log.port import EventLog, Position
-from tests.conformance.event_log import BROKER, OTHER, append, entry
+from tests.conformance.event_log import BROKER, OTHER, append, entry, recall
 
 #: Beyond it, a busy machine's share in leases, handovers and reads.
 PATIENCE_S = 15.0
@@ -192,11 +192,13 @@ class SharedLogSuite:
             held.take(10 + n)
             held.take(20 + n)
             held.ack(10 + n)
+            first.log.remember(uid, b"of %b" % uid.encode())
         second = sharing.join(await processes.start("second"))
         await sharing.even(1, 1)
         (uid,) = second.held
         n = sharing.uids.index(uid)
         assert second.log.subscribe(uid, BROKER, uid, 0).position() == Position(20 + n, (20 + n,))
+        assert await recall(second.log, uid) == b"of %b" % uid.encode()
 
     async def test_what_a_process_had_that_ends_in_order_goes_to_the_others_at_once(self, processes: Processes):
         sharing = Sharing(4)

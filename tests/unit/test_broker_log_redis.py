@@ -70,9 +70,9 @@ def test_what_was_refused_comes_before_what_came_since_and_what_was_dropped_sinc
     assert since.dirty == {"moved": moved}
     assert since.released == [("lease", "1 first")]
     commands, keep = other_commands(Keys("name"), since, lambda uid: "4")
-    assert [words[0] for words in commands] == ["HDEL", "HDEL", "EVAL", "EVAL"]
-    assert keep == 2
-    assert commands[2][-4:-1] == ("moved", "4", "moved")
+    assert [words[0] for words in commands] == ["HDEL", "HDEL", "HDEL", "EVAL", "EVAL"]
+    assert keep == 3
+    assert commands[3][-4:-1] == ("moved", "4", "moved")
 
 
 def test_a_log_keeps_its_name_and_no_two_have_the_same(tmp_path):

@@ -18,6 +18,7 @@ from broker.log.kafka.layout import (
     encode_kept,
     encode_said,
     member_key,
+    memo_key,
     position_key,
     undelivered_key,
 )
@@ -31,21 +32,24 @@ BATCH_BYTES: Final = 1024 * 1024
 BATCH_NOTES: Final = 4096
 #: About 4 KiB each where a Trigger has all that it may have outstanding.
 BATCH_POSITIONS: Final = 256
+#: About 30 KiB each where a Trigger has all that it may have outstanding in retries.
+BATCH_MEMOS: Final = 32
 #: The same while something is to be said after them; half of what the state topic takes, were each of twice that size.
 HURRIED_POSITIONS: Final = 1024
 
 
 class Batch:
-    """Events, ledger rows, subscriptions whose position moved or was dropped, and whether this process says what it
-    has; who waits for that is in `speakers`."""
+    """Events, ledger rows, subscriptions whose position moved or was dropped, what is remembered of them, and whether
+    this process says what it has; who waits for that is in `speakers`."""
 
-    __slots__ = ("_before", "dirty", "dropped", "events", "notes", "says", "speakers")
+    __slots__ = ("_before", "dirty", "dropped", "events", "memos", "notes", "says", "speakers")
 
     def __init__(self) -> None:
         self.events: deque[tuple[Entry, Appended]] = deque()
         self.notes: deque[Attempt] = deque()
         self.dirty: dict[str, Subscription] = {}
         self.dropped: dict[str, Subscription] = {}
+        self.memos: dict[str, bytes] = {}
         self.says = False
         self.speakers: list[asyncio.Future[int]] = []
         #: At most how many of `dirty`, from its beginning on, come before what is said.
@@ -57,7 +61,7 @@ class Batch:
 
     @property
     def has_state(self) -> bool:
-        return bool(self.dirty or self.dropped or self.says)
+        return bool(self.dirty or self.dropped or self.memos or self.says)
 
     def say(self) -> None:
         """Have said what this process has, after the positions that wait by now: a subscription is given back after its
@@ -79,6 +83,8 @@ class Batch:
             some = list(self.dirty)[: HURRIED_POSITIONS if self.says else BATCH_POSITIONS]
             taken.dirty = {uid: self.dirty.pop(uid) for uid in some}
             taken.dropped, self.dropped = self.dropped, {}
+            memos = list(self.memos)[: HURRIED_POSITIONS if self.says else BATCH_MEMOS]
+            taken.memos = {uid: self.memos.pop(uid) for uid in memos}
             self._before -= len(some)
             if self._before <= 0 or not self.dirty:
                 taken.says, self.says = self.says, False
@@ -96,6 +102,7 @@ class Batch:
         # A subscription of this uid that was made or dropped since says what holds now.
         again = {uid: held for uid, held in refused.dirty.items() if uid not in self.dropped}
         self.dirty = {**again, **self.dirty}
+        self.memos = {**{uid: memo for uid, memo in refused.memos.items() if uid not in self.dropped}, **self.memos}
         self.dropped = {**refused.dropped, **self.dropped}
         if self.says or refused.says:
             self.say()
@@ -116,6 +123,8 @@ def payloads(
     state: list[Pair] = []
     # Before positions: a subscription may have been dropped and made again.
     state += ((position_key(uid), encode_dropped(held.broker, held.name), 0) for uid, held in batch.dropped.items())
+    state += ((memo_key(uid), None, 0) for uid in batch.dropped)
+    state += ((memo_key(uid), memo, 0) for uid, memo in batch.memos.items())
     for uid, held in batch.dirty.items():
         state.append((position_key(uid), encode_kept(token(uid), held.broker, held.name, held.snapshot()), 0))
     undelivered = {note.seq for note in batch.notes if note.outcome in UNDELIVERED}

@@ -11,9 +11,9 @@ topic               kept       holds
 ``<name>-state``    compacted  where subscriptions are and who dispatches for them; the time is Kafka's
 ==================  =========  ======================================================================================
 
-Keys of the state topic: ``p:<uid>`` a subscription's position, ``m:<owner>`` what a process says of itself,
-``u:<position>`` an event that nobody took, ``format`` the format of all this. Everything but events' bytes reads in
-``kcat``.
+Keys of the state topic: ``p:<uid>`` a subscription's position, ``r:<uid>`` what its dispatcher left word of,
+``m:<owner>`` what a process says of itself, ``u:<position>`` an event that nobody took, ``format`` the format of all
+this. Everything but events' bytes reads in ``kcat``.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ __all__ = [
     "encode_kept",
     "encode_said",
     "member_key",
+    "memo_key",
     "position_key",
     "stored_in",
     "undelivered_key",
@@ -118,6 +119,10 @@ _SAID: Final = msgspec.json.Decoder(Said)
 
 def position_key(uid: str) -> bytes:
     return b"p:" + uid.encode()
+
+
+def memo_key(uid: str) -> bytes:
+    return b"r:" + uid.encode()
 
 
 def member_key(owner: str) -> bytes:

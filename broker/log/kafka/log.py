@@ -232,6 +232,7 @@ class KafkaLog:
         held = self._subscriptions.pop(uid, None)
         if held is not None:
             self._next_batch.dirty.pop(uid, None)
+            self._next_batch.memos.pop(uid, None)
             self._next_batch.dropped[uid] = held
             self._leases.drop(uid)
             self._flush_soon()
@@ -239,11 +240,20 @@ class KafkaLog:
     def subscriptions(self) -> Collection[str]:
         return self._subscriptions.keys()
 
+    def remember(self, uid: str, memo: bytes) -> None:
+        if uid in self._subscriptions:
+            self._next_batch.memos[uid] = memo
+            self._flush_soon()
+
+    def recall(self, uid: str, then: Callable[[bytes | PenstockError], None]) -> None:
+        self._start(self._recall(uid), then)
+
     def claim(self, uid: str, granted: Callable[[], None], lost: Callable[[], None], asked: Callable[[], None]) -> None:
         def given_up() -> None:
             # What is still in flight for it must not be kept: the next holder goes on from the kept position.
             self._subscriptions.pop(uid, None)
             self._next_batch.dirty.pop(uid, None)
+            self._next_batch.memos.pop(uid, None)
             lost()
 
         self._leases.want(uid, granted, given_up, asked)
@@ -255,6 +265,10 @@ class KafkaLog:
 
     def seek(self, broker: str, at: float, then: Callable[[int | PenstockError], None]) -> None:
         self._start(reading.seek(self._asks, self._topics.events, at, self._hearing.last), then)
+
+    async def _recall(self, uid: str) -> bytes:
+        await self._follower.catch_up(None)
+        return self._state.memo(uid)
 
     async def retain(self, now: float) -> int:
         await self.flush()

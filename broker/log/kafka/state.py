@@ -57,6 +57,7 @@ class State:
         self.undelivered: set[int] = set()
         self._kept: dict[str, bytes] = {}
         self._kept_ms: dict[str, int] = {}
+        self._memos: dict[str, bytes] = {}
         self._holders: dict[str, Holder] = {}
         self._fences: dict[str, int] = {}
         self._members: dict[str, _Member] = {}
@@ -75,6 +76,9 @@ class State:
         name = rest.decode(errors="replace")
         if kind == b"p":
             self._apply_kept(name, record)
+        elif kind == b"r":
+            # Not fenced: a late one of a process that lost its lease only has attempts counted less exactly.
+            self._memos[name] = record.value or b""
         elif kind == b"m":
             self._apply_said(name, record)
         elif kind == b"u" and name.isdecimal():
@@ -111,6 +115,10 @@ class State:
         """When it was last kept, by Kafka's clock."""
         return self._kept_ms.get(uid, 0)
 
+    def memo(self, uid: str) -> bytes:
+        """What was last remembered of the subscription; empty where nothing was."""
+        return self._memos.get(uid, b"")
+
     def all_kept(self) -> dict[str, Kept]:
         return {uid: kept for uid in self._kept if (kept := self.kept(uid)) is not None}
 
@@ -132,6 +140,7 @@ class State:
             self._fences.pop(uid, None)
             return
         if kept.dropped:  # for good: what is still in flight for it brings nothing back
+            self._memos.pop(uid, None)
             self._fences[uid] = record.offset + 1
         elif kept.token < self._fences.get(uid, NO_TOKEN):
             return  # of a process that another one has taken over from

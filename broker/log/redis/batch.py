@@ -16,15 +16,17 @@ __all__ = ["Batch", "append_command", "other_commands"]
 
 
 class Batch:
-    """Events, ledger rows, subscriptions whose position moved or was dropped, and leases to give back."""
+    """Events, ledger rows, subscriptions whose position moved or was dropped, what is remembered of them, and leases to
+    give back."""
 
-    __slots__ = ("dirty", "dropped", "events", "notes", "released")
+    __slots__ = ("dirty", "dropped", "events", "memos", "notes", "released")
 
     def __init__(self) -> None:
         self.events: deque[tuple[Entry, Appended]] = deque()
         self.notes: deque[Attempt] = deque()
         self.dirty: dict[str, Subscription] = {}
         self.dropped: dict[str, None] = {}
+        self.memos: dict[str, bytes] = {}
         self.released: list[tuple[str, str]] = []
 
     @property
@@ -33,7 +35,7 @@ class Batch:
 
     @property
     def has_others(self) -> bool:
-        return bool(self.notes or self.dirty or self.dropped or self.released)
+        return bool(self.notes or self.dirty or self.dropped or self.memos or self.released)
 
     def put_back(self, refused: Batch) -> None:
         """All but the events of a batch that was refused, before what came since."""
@@ -44,6 +46,7 @@ class Batch:
         # A subscription of this uid that was made or dropped since says what holds now.
         again = {uid: held for uid, held in refused.dirty.items() if uid not in self.dropped}
         self.dirty = {**again, **self.dirty}
+        self.memos = {**{uid: memo for uid, memo in refused.memos.items() if uid not in self.dropped}, **self.memos}
         self.dropped = {**refused.dropped, **self.dropped}
         self.released = refused.released + self.released
 
@@ -69,6 +72,7 @@ def other_commands(keys: Keys, batch: Batch, token: Callable[[str], str]) -> tup
     if batch.dropped:  # before positions: a subscription may have been dropped and made again
         commands.append(("HDEL", keys.positions, *batch.dropped))
         commands.append(("HDEL", keys.fences, *batch.dropped))
+        commands.append(("HDEL", keys.memos, *batch.dropped))
     if batch.dirty:
         arguments: list[Word] = []
         for uid, held in batch.dirty.items():
@@ -77,6 +81,8 @@ def other_commands(keys: Keys, batch: Batch, token: Callable[[str], str]) -> tup
             arguments.append(encode_kept(held.broker, held.name, position.through, position.open))
         keep = len(commands)
         commands.append(("EVAL", KEEP, 3, keys.positions, keys.fences, keys.names, *arguments))
+    if batch.memos:  # not fenced: a late one of a process that lost its lease only has attempts counted less exactly
+        commands.append(("HSET", keys.memos, *(word for memo in batch.memos.items() for word in memo)))
     if batch.notes:
         rows: list[Word] = []
         for attempt in batch.notes:

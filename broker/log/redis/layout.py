@@ -17,6 +17,7 @@ key                    type       holds
 ``{name}:attempts``    sorted     the ledger's rows by position
 ``{name}:undelivered`` sorted     positions that nobody took, which are kept longer
 ``{name}:positions``   hash       each subscription's position, by uid
+``{name}:memos``       hash       what each subscription's dispatcher left word of, by uid
 ``{name}:names``       hash       each subscription's name for people, by uid, kept after it is dropped
 ``{name}:fences``      hash       the fencing token of each subscription's newest lease, by uid
 ``{name}:fence``       string     the newest fencing token given
@@ -66,6 +67,7 @@ class Keys:
         "format",
         "ids",
         "members",
+        "memos",
         "moved",
         "names",
         "positions",
@@ -91,6 +93,7 @@ class Keys:
     attempts: str
     undelivered: str
     positions: str
+    memos: str
     names: str
     fences: str
     fence: str

@@ -229,12 +229,21 @@ class RedisLog:
     def unsubscribe(self, uid: str) -> None:
         if self._subscriptions.pop(uid, None) is not None:
             self._next_batch.dirty.pop(uid, None)
+            self._next_batch.memos.pop(uid, None)
             self._next_batch.dropped[uid] = None
             self._leases.drop(uid)
             self._flush_soon()
 
     def subscriptions(self) -> Collection[str]:
         return self._subscriptions.keys()
+
+    def remember(self, uid: str, memo: bytes) -> None:
+        if uid in self._subscriptions:
+            self._next_batch.memos[uid] = memo
+            self._flush_soon()
+
+    def recall(self, uid: str, then: Callable[[bytes | PenstockError], None]) -> None:
+        self._start(reading.recall(self._redis, self._keys, uid), then)
 
     def claim(self, uid: str, granted: Callable[[], None], lost: Callable[[], None], asked: Callable[[], None]) -> None:
         def given_up() -> None:
@@ -298,6 +307,7 @@ class RedisLog:
         """What is still in flight for it must not be kept: the next holder goes on from the kept position."""
         self._subscriptions.pop(uid, None)
         self._next_batch.dirty.pop(uid, None)
+        self._next_batch.memos.pop(uid, None)
 
     def _take_up(self, uid: str, stored: bytes) -> None:
         """The subscription's position as it is kept; none where `stored` is empty."""

@@ -15,7 +15,7 @@ from broker.log.redis.layout import Keys, seq_of, stream_id
 from broker.log.redis.scripts import READ, SEEK
 from core.errors import Corrupt
 
-__all__ = ["all_between", "page", "pick", "seek"]
+__all__ = ["all_between", "page", "pick", "recall", "seek"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,10 @@ async def pick(redis: Connection, keys: Keys, broker: str, seqs: Sequence[int]) 
 
 async def seek(redis: Connection, keys: Keys, broker: str, at: float) -> int:
     return int(await redis.script(SEEK, [keys.events(broker)], int(at * 1_000_000)))
+
+
+async def recall(redis: Connection, keys: Keys, uid: str) -> bytes:
+    return await redis.run("HGET", keys.memos, uid) or b""
 
 
 async def all_between(redis: Connection, keys: Keys, after: int, through: int) -> tuple[list[Record], int]:
