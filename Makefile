@@ -52,6 +52,8 @@ services: $(VENV)/.dev ## Start the servers that tests and `--broker-log` can us
 bench: $(VENV)/.run ## The benchmarks: JSON on each one's last line
 	$(BIN)/python -m bench gateway
 	$(BIN)/python -m bench broker
+	$(BIN)/python -m bench ingest
+	$(BIN)/python -m bench isolation
 	$(BIN)/python -m bench coldstart
 
 fmt: $(VENV)/.dev ## Format, and mend what the linter can

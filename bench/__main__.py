@@ -1,4 +1,4 @@
-"""``python -m bench gateway|broker|coldstart|selfcheck``: progress on standard error, one JSON object as the last line
+"""``python -m bench <name>``: progress on standard error, one JSON object as the last line
 of standard output. Exit codes: 0 measured (a missed target too), 1 the measurement is broken, 2 wrong usage."""
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ __all__ = ["main"]
 BENCHMARKS: Final = {
     "gateway": "bench.gateway",
     "broker": "bench.broker",
+    "ingest": "bench.ingest",
+    "isolation": "bench.isolation",
     "coldstart": "bench.coldstart",
     "selfcheck": "bench.selfcheck",
 }

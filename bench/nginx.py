@@ -125,15 +125,20 @@ class Nginx:
             time.sleep(0.005)
         return self
 
+    def stop(self) -> None:
+        """End it; `start` may follow."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+            self._process = None
+
     def __enter__(self) -> Nginx:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait()
+        self.stop()
 
 
 class NginxLog:
