@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from broker.flow.settings import validate_flow
-from broker.resources import place
+from broker.resources import AUTO_CREATE_ANNOTATION, auto_create_errors, place
 from core.errors import FieldError
 from core.resources import (
     Column,
@@ -111,8 +111,14 @@ def channel_name(namespace: str, name: str) -> str:
 
 
 def make_channel(name: str, owner: Resource, kind: KindRef, spec: Mapping[str, Any]) -> Resource:
-    """A channel of one of the kinds `CHANNELS` that `owner` has in its namespace, with its defaults."""
-    meta = ObjectMeta(name=name, namespace=owner.meta.namespace, owner_references=(owner_reference(owner),))
+    """A channel of one of the kinds `CHANNELS` that `owner` has in its namespace, with its defaults. Whether EventTypes
+    are made of its events is as for its owner."""
+    meta = ObjectMeta(
+        name=name,
+        namespace=owner.meta.namespace,
+        owner_references=(owner_reference(owner),),
+        annotations={key: text for key, text in owner.meta.annotations.items() if key == AUTO_CREATE_ANNOTATION},
+    )
     made = Resource(ref=kind, meta=meta, body={"spec": dict(spec)})
     return _default_channel(made) if kind == CHANNEL else _default_in_memory_channel(made)
 
@@ -163,6 +169,7 @@ def validate_template(template: ChannelTemplateShape | None, path: str) -> Itera
 
 def _validate_channel(new: Resource, old: Resource | None) -> Iterator[FieldError]:
     shape = msgspec.convert(new.spec, ChannelShape)
+    yield from auto_create_errors(new)
     yield from validate_template(shape.channel_template, "spec.channelTemplate")
     yield from _subscriber_errors(shape.subscribers)
     yield from validate_delivery(shape.delivery, "spec.delivery")
@@ -173,6 +180,7 @@ def _validate_channel(new: Resource, old: Resource | None) -> Iterator[FieldErro
 
 def _validate_in_memory_channel(new: Resource, old: Resource | None) -> Iterator[FieldError]:
     shape = msgspec.convert(new.spec, InMemoryChannelShape)
+    yield from auto_create_errors(new)
     yield from _subscriber_errors(shape.subscribers)
     yield from validate_delivery(shape.delivery, "spec.delivery")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Final, Literal
 
 from broker.dispatching import Dispatching
 from broker.ingress import Ingress
-from broker.log.port import LedgerLog
+from broker.log.port import LedgerLog, Record
 from broker.resources import class_of
 from broker.services import Sender
 from broker.table import GIVERS, TAKERS, Table, TableBuilder
@@ -43,8 +43,9 @@ class BrokerNode:
 
     `logs` are the event logs by class of Broker; a log may stand under several, and a Broker of a class that is not
     among them has no ingress here. Logs of the classes `awaited` come later, by `add`; until then publishers to their
-    Brokers are asked to come back. The node's owner opened all logs, and closes them, `client` and `store` after
-    `drain`. It gives `handler` a listener where the process is an ingress, and `admin_handler` one where it is not.
+    Brokers are asked to come back. A process that dispatches tells `hear` every event of its logs. The node's owner
+    opened all logs, and closes them, `client` and `store` after `drain`. It gives `handler` a listener where the
+    process is an ingress, and `admin_handler` one where it is not.
     """
 
     def __init__(  # noqa: PLR0913 - the finished collaborators of a whole process
@@ -59,8 +60,10 @@ class BrokerNode:
         awaited: frozenset[str] = frozenset(),
         roles: frozenset[Role] = ROLES,
         rng: random.Random | None = None,
+        hear: Callable[[Record], None] | None = None,
     ) -> None:
         self._logs = dict(logs)
+        self._hear = hear if "dispatch" in roles else None
         self._classes = awaited.union(logs)
         self._builder = TableBuilder()
         self._pages = Pages(metrics=metrics, checks={HEALTH: self.problem})
@@ -77,6 +80,7 @@ class BrokerNode:
                 metrics=metrics,
                 rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret
             )
+        self._tail(logs)
         self._follower = Follower(store, FOLLOWED, self._changed, metrics=metrics)
         self._following: asyncio.Task[None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
@@ -125,6 +129,7 @@ class BrokerNode:
         if self._draining:
             return
         self._logs.update(logs)
+        self._tail(logs)
         if self._dispatching is not None:
             self._dispatching.add(logs)
         if self._table is not None:
@@ -158,6 +163,11 @@ class BrokerNode:
     def backlog(self, uid: str) -> int:
         """How many events wait for the Trigger of this uid in this process, at most."""
         return 0 if self._dispatching is None else self._dispatching.backlog(uid)
+
+    def _tail(self, logs: Mapping[str, LedgerLog]) -> None:
+        if self._hear is not None:
+            for log in {id(log): log for log in logs.values()}.values():
+                log.tail(self._hear)
 
     def _must_go_on(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():

@@ -18,6 +18,7 @@ import msgspec
 from broker.conditions import conditions_of, ready_of, refers, sink_condition, sink_of
 from broker.flows import PARALLEL, SEQUENCE
 from broker.messaging import CHANNELS
+from broker.reconcile_event_types import EventTypeReconciler
 from broker.reconcile_flows import ParallelReconciler, SequenceReconciler
 from broker.reconcile_messaging import ChannelReconciler, InMemoryChannelReconciler, SubscriptionReconciler
 from broker.resources import (
@@ -173,6 +174,7 @@ def reconcilers(
         SubscriptionReconciler(addressables=kinds),
         SequenceReconciler(),
         ParallelReconciler(),
+        EventTypeReconciler(addressables=kinds),
     )
 
 

@@ -29,12 +29,15 @@ from core.resources import (
 )
 
 __all__ = [
+    "AUTO_CREATE_ANNOTATION",
     "BROKER",
     "BROKER_LABEL",
     "CLASS_ANNOTATION",
     "DEFAULT_CLASS",
     "DEFAULT_DELIVERY",
     "DEPENDENCY_ANNOTATION",
+    "DISABLED",
+    "GROUP",
     "KAFKA_CLASS",
     "KINDS",
     "REDIS_CLASS",
@@ -43,6 +46,7 @@ __all__ = [
     "FilterShape",
     "ObjectReference",
     "TriggerShape",
+    "auto_create_errors",
     "class_of",
     "compile_filter",
     "dependency_of",
@@ -60,6 +64,11 @@ REDIS_CLASS: Final = "Redis"
 KAFKA_CLASS: Final = "Kafka"
 CLASSES: Final = frozenset({DEFAULT_CLASS, REDIS_CLASS, KAFKA_CLASS})
 READ_AS_DEFAULT: Final = frozenset({"MTChannelBasedBroker"})
+
+#: Whether EventTypes are made of what a Broker or channel takes, by the name of Knative's switch for a whole cluster.
+AUTO_CREATE_ANNOTATION: Final = "penstock.dev/eventtype-auto-create"
+ENABLED: Final = "enabled"
+DISABLED: Final = "disabled"
 
 #: Put on every Trigger, so that ``kubectl get triggers -l`` finds a Broker's.
 BROKER_LABEL: Final = f"{GROUP}/broker"
@@ -226,6 +235,7 @@ def place(spec: dict[str, Any], path: tuple[str, ...], namespace: str) -> None:
 def _validate_broker(new: Resource, old: Resource | None) -> Iterator[FieldError]:
     shape = msgspec.convert(new.spec, BrokerShape)
     yield from _class_errors(new, old)
+    yield from auto_create_errors(new)
     if shape.config is not None:
         for name, value in (("kind", shape.config.kind), ("name", shape.config.name)):
             if not value:
@@ -234,6 +244,14 @@ def _validate_broker(new: Resource, old: Resource | None) -> Iterator[FieldError
     if old is not None and old.spec.get("config") != new.spec.get("config"):
         rule = "is immutable: delete the Broker and create it again to change it"
         yield FieldError(path="spec.config", rule=rule, value=new.spec.get("config"))
+
+
+def auto_create_errors(resource: Resource) -> Iterator[FieldError]:
+    """Whether it says in a readable way if EventTypes are made of its events."""
+    given = resource.meta.annotations.get(AUTO_CREATE_ANNOTATION, ENABLED)
+    if given not in (ENABLED, DISABLED):
+        path, rule = f"metadata.annotations[{AUTO_CREATE_ANNOTATION}]", f"must be {ENABLED} or {DISABLED}"
+        yield FieldError(path=path, rule=rule, value=given)
 
 
 def _class_errors(new: Resource, old: Resource | None) -> Iterator[FieldError]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from broker.kinds import KINDS as BROKER_KINDS
+from broker.learning import EventTypeLearner
 from broker.log.port import OwnLog
 from broker.node import BrokerNode, Role
 from broker.resources import DEFAULT_CLASS
@@ -51,8 +52,10 @@ async def _node(frame: Frame, client: Client, role: Role) -> BrokerNode:
 
     log = await frame.once(f"the event log on {by_default}", opened)
     frame.stack.push_async_callback(log.close)
+    store = await frame.store(BROKER_KINDS)
+    learner = EventTypeLearner(store)
     node = BrokerNode(
-        store=await frame.store(BROKER_KINDS),
+        store=store,
         logs={name: log for name, kind in kinds.items() if kind == by_default},
         client=client,
         # Names are resolved where connections are opened, because what they stand for changes.
@@ -61,9 +64,12 @@ async def _node(frame: Frame, client: Client, role: Role) -> BrokerNode:
         metrics=frame.metrics,
         awaited=frozenset(kinds),
         roles=frozenset({role}),
+        hear=learner.hear,
     )
     others = further_logs(node, kinds, lambda kind: make_log(kind, settings))
-    await frame.stack.enter_async_context(running(event_log=log.failed(), node=node.failed(), **others))
+    await frame.stack.enter_async_context(
+        running(event_log=log.failed(), node=node.failed(), learn=learner.run(), **others)
+    )
     await node.start()
     frame.stack.push_async_callback(lambda: node.drain(frame.ending.drain_s))
     return node

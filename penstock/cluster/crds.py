@@ -110,7 +110,8 @@ def _column(column: Column) -> dict[str, Any]:
 
 
 def _json_path(path: str) -> str:
-    """A column's path as Kubernetes' JSONPath: ``.status.conditions[Ready].status`` picks by type there, too."""
+    """A column's path as Kubernetes' JSONPath: ``.status.conditions[Ready].status`` picks by type there, too,
+    and ``.spec.attributes[source].value`` by name."""
 
     def step(match: re.Match[str]) -> str:
         name, key = match["name"], match["key"]
@@ -118,6 +119,8 @@ def _json_path(path: str) -> str:
             return name
         if name == ".conditions":
             return f'{name}[?(@.type=="{key}")]'
+        if name == ".attributes":
+            return f'{name}[?(@.name=="{key}")]'
         escaped = key.replace(".", "\\.")
         return f"{name}['{escaped}']"
 

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from broker.kinds import KINDS as BROKER_KINDS
+from broker.learning import EventTypeLearner
 from broker.node import FOLLOWED, BrokerNode
 from broker.resources import DEFAULT_CLASS
 from core.clock import SystemClock
@@ -43,17 +44,20 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
         await stack.enter_async_context(running(event_log=log.failed()))
         client = Client()
         stack.push_async_callback(client.close)
+        store = RestStore(client, settings.api.address, BROKER_KINDS)
+        learner = EventTypeLearner(store)
         node = BrokerNode(
-            store=RestStore(client, settings.api.address, BROKER_KINDS),
+            store=store,
             logs={name: log for name, kind in served.items() if kind == by_default},
             client=client,
             names=Names(gateway=settings.gateway.address, broker=settings.broker.address),
             clock=SystemClock(),
             metrics=metrics,
             awaited=frozenset(served),
+            hear=learner.hear,
         )
         others = further_logs(node, served, lambda kind: make_log(kind, settings))
-        await stack.enter_async_context(running(node=node.failed(), **others))
+        await stack.enter_async_context(running(node=node.failed(), learn=learner.run(), **others))
         await node.start(_last_known(Path(settings.data) / "store.db"))
         stack.push_async_callback(lambda: node.drain(ending.drain_s))
         server = HttpServer(node.handler)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from broker.event_types import EVENT_TYPE
 from broker.flows import PARALLEL, SEQUENCE
 from broker.messaging import CHANNEL, IN_MEMORY_CHANNEL, SUBSCRIPTION
 from broker.node import FOLLOWED as BROKER_FOLLOWS
@@ -289,8 +290,9 @@ def test_an_ingress_reads_what_it_follows(base: list[dict[str, Any]]):
     assert rights(base, "broker-ingress") == reading(BROKER_FOLLOWS)
 
 
-def test_a_dispatcher_reads_what_it_follows_and_where_its_peers_are(base: list[dict[str, Any]]):
+def test_a_dispatcher_reads_what_it_follows_and_where_its_peers_are_and_makes_event_types(base: list[dict[str, Any]]):
     expected = reading((*BROKER_FOLLOWS, ROUTE)) | reading((ENDPOINT_SLICE,), "penstock")
+    expected |= {(f"{PLURALS[EVENT_TYPE]}.{EVENT_TYPE.group}", verb, "") for verb in ("list", "create")}
     assert rights(base, "dispatcher") == expected
 
 

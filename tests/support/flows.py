@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from broker.kinds import KINDS
+from broker.learning import EventTypeLearner
 from broker.log.memory import MemoryLog
 from broker.node import BrokerNode
 from broker.reconcile import reconcilers
@@ -93,7 +94,9 @@ class World:
             self.store, reconcilers(), self.clock, also_follow=(kind.ref for kind in KINDS), metrics=Metrics()
         )
         self.collector = GarbageCollector(self.store, self.loop.follower, metrics=Metrics())
+        self.learner = EventTypeLearner(self.store)
         self.node = BrokerNode(
+            hear=self.learner.hear,
             store=self.store,
             logs={DEFAULT_CLASS: self.log},
             client=self.subscribers,
@@ -104,7 +107,9 @@ class World:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> World:
-        self._tasks = [asyncio.create_task(each) for each in (self.loop.run(), self.collector.run())]
+        self._tasks = [
+            asyncio.create_task(each) for each in (self.loop.run(), self.collector.run(), self.learner.run())
+        ]
         await self.node.start()
         await self.settle()
         return self

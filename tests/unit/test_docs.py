@@ -179,6 +179,7 @@ def test_every_other_annotation_and_label_that_a_person_sets_is_documented():
 DECIDING = (
     "broker/conditions.py",
     "broker/reconcile.py",
+    "broker/reconcile_event_types.py",
     "broker/reconcile_flows.py",
     "broker/reconcile_messaging.py",
     "core/resources/destination.py",
@@ -218,7 +219,14 @@ def test_reasons_in_tables_exist_in_the_code():
     known = texts_in_code(r"(?:[A-Z]+[a-z]+){2,}")
     # Put together in the code: from a kind's name, and from a constant that is not the whole text.
     known |= {"ConfigurationMissing", "RevisionMissing"} | {kind.ref.kind for kind in KINDS} | {"CloudEvent"}
-    for page in ("brokers-and-triggers.md", "channels-and-flows.md", "sources.md", "functions.md", "serving.md"):
+    for page in (
+        "brokers-and-triggers.md",
+        "channels-and-flows.md",
+        "event-types.md",
+        "sources.md",
+        "functions.md",
+        "serving.md",
+    ):
         rows = [line for line in (DOCS / page).read_text().splitlines() if line.startswith("| ")]
         assert {word for row in rows for word in re.findall(r"`((?:[A-Z]+[a-z]+){2,})`", row)} <= known, page
 
