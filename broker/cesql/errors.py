@@ -50,7 +50,6 @@ class EvaluationError(PenstockError):
         self.detail = detail
         self.where = where
         self.value = value
-        super().__init__(kind, detail)
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.detail}"

@@ -87,19 +87,19 @@ for _kind in (StringLiteral, IntegerLiteral, BooleanLiteral):
 
 @compile_node.register
 def _attribute(node: Attribute) -> Run:
-    name = node.name
+    name, detail = node.name, _missing(node)
 
     def run(event: Event) -> Value:
-        try:
-            return event[name]
-        except KeyError:
-            raise _missing(node) from None
+        value = event.get(name)
+        if value is None:
+            raise EvaluationError(ErrorKind.MISSING_ATTRIBUTE, detail, node, False)
+        return value
 
     return run
 
 
-def _missing(node: Attribute) -> EvaluationError:
-    return EvaluationError(ErrorKind.MISSING_ATTRIBUTE, f"the event has no attribute {node.name}", node, False)
+def _missing(node: Attribute) -> str:
+    return f"the event has no attribute {node.name}"
 
 
 @compile_node.register
@@ -220,13 +220,12 @@ def _equal_to_text(node: Comparison, wanted: str) -> Run:
     """What most filters are; the attribute is looked up here, which saves a call."""
     equal = node.operator == "="
     if isinstance(node.left, Attribute):
-        attribute, name = node.left, node.left.name
+        attribute, name, detail = node.left, node.left.name, _missing(node.left)
 
         def run_attribute(event: Event) -> Value:
-            try:
-                value = event[name]
-            except KeyError:
-                raise _missing(attribute) from None
+            value = event.get(name)
+            if value is None:
+                raise EvaluationError(ErrorKind.MISSING_ATTRIBUTE, detail, attribute, False)
             return ((value if type(value) is str else to_string(value)) == wanted) is equal
 
         return run_attribute
