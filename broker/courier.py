@@ -20,6 +20,7 @@ from broker.table import TriggerSpec
 from core.errors import InvalidInput, PenstockError
 from core.events import CloudEvent, dead_letter, is_event
 from core.limits import MAX_REPLY_BYTES
+from core.net.served import Served, served_by
 from core.net.types import ConnectionLost, NetError, Response
 
 __all__ = ["Courier", "Delivery", "Window"]
@@ -33,7 +34,21 @@ STORE_RETRY_S: Final = 1.0
 class Delivery:
     """One event on its way to one subscriber."""
 
-    __slots__ = ("attempt", "began", "courier", "due", "lane", "letter", "number", "record", "reply", "resent", "spent")
+    __slots__ = (
+        "asks",
+        "attempt",
+        "began",
+        "courier",
+        "due",
+        "lane",
+        "letter",
+        "number",
+        "record",
+        "reply",
+        "resent",
+        "served",
+        "spent",
+    )
 
     def __init__(self, courier: Courier, record: Record) -> None:
         self.courier = courier
@@ -54,6 +69,9 @@ class Delivery:
         #: What goes to the reply destination, once the subscriber has answered with it.
         self.reply: CloudEvent | None = None
         self.resent = False
+        #: Whether the present attempt asks the gateway who serves it, and what it told.
+        self.asks = False
+        self.served: Served | None = None
 
     def answered(self, result: Response | NetError) -> None:
         try:
@@ -149,6 +167,7 @@ class Courier:
         else:
             head, data = self.places.encode(other or entry.event(), structured=policy.structured)
         target = place.target
+        delivery.asks = target.function
         self._services.client.fetch(
             target.address,
             b"POST",
@@ -176,6 +195,8 @@ class Courier:
     def answered(self, delivery: Delivery, result: Response | NetError) -> None:
         """One attempt ended."""
         if isinstance(result, Response):
+            if delivery.asks:
+                delivery.served = served_by(result.headers)
             status = result.status
             if 200 <= status < 300:
                 if status not in (202, 204) and is_event(result.headers) and self._may_reply(delivery):
@@ -290,7 +311,14 @@ class Courier:
         services = self._services
         latency_s = max(0.0, services.clock.now() - delivery.began)  # the wall clock may step back
         seq, uid = delivery.record.seq, self.trigger.uid
-        services.ledger.note(Attempt(seq, uid, delivery.began, delivery.number, status, latency_s, outcome, reason))
+        revision, cold_start_s = None, None
+        if delivery.served is not None:
+            revision, cold_start_s = delivery.served.revision, delivery.served.cold_start_s
+            delivery.served = None
+        number = delivery.number
+        services.ledger.note(
+            Attempt(seq, uid, delivery.began, number, status, latency_s, outcome, reason, revision, cold_start_s)
+        )
         services.count(self.trigger, outcome, latency_s)
 
 

@@ -10,6 +10,7 @@ import msgspec
 from broker.table import TriggerSpec
 from core.events import CloudEvent, binary_head, to_structured
 from core.net.names import Names, Target
+from core.net.served import ASKS
 from core.net.types import Headers
 
 __all__ = ["Destination", "Destinations"]
@@ -49,7 +50,8 @@ class Destinations:
             facts = {"trigger": self._trigger.key, "uri": uri, "error": str(error)}
             logger.error("a Trigger's destination is not usable; its events wait", extra={"facts": facts})
             return None
-        return Destination(target, [(b"host", target.host)])
+        headers = [(b"host", target.host)]
+        return Destination(target, [*headers, ASKS] if target.function else headers)
 
     def plain(self, head: bytes) -> bytes:
         """The header lines of a stored event in binary mode, whose encoded `head` is."""

@@ -24,7 +24,8 @@ MAX_EVENTS: Final = 500
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt. `status` is 0 where there was no answer."""
+    """One attempt. `status` is 0 where there was no answer. `revision` is the one that answered, where a gateway told
+    it, and `cold_start_ms` how long the attempt waited because no instance was ready."""
 
     number: int
     time: str
@@ -32,6 +33,8 @@ class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
     latency_ms: float
     outcome: str
     reason: str | None
+    revision: str | None = None
+    cold_start_ms: float | None = None
 
 
 class DeliveryState(msgspec.Struct, frozen=True, kw_only=True):
@@ -280,6 +283,8 @@ def _attempts(attempts: Sequence[Attempt]) -> tuple[AttemptView, ...]:
             latency_ms=round(attempt.latency_s * 1000, 3),
             outcome=attempt.outcome,
             reason=attempt.reason,
+            revision=attempt.revision,
+            cold_start_ms=None if attempt.cold_start_s is None else round(attempt.cold_start_s * 1000, 3),
         )
         for attempt in attempts
     )

@@ -41,7 +41,9 @@ class Attempt(msgspec.Struct, frozen=True):
     """One attempt to deliver the event at position `seq` for the subscription `uid` (the Trigger's).
 
     `at` is when it began (seconds since the epoch), `number` counts from 1, `status` is the answer's or 0 where there
-    was none, `latency_s` from sending to the answer's end. `reason` says in words what went wrong.
+    was none, `latency_s` from sending to the answer's end. `reason` says in words what went wrong. `revision` is the
+    one that answered, where the gateway told it, and `cold_start_s` how long the attempt waited there because no
+    instance was ready, None where it did not.
 
     In a row of what a person had done (`SETTLED`), `number` is for how many other subscriptions the event is still
     undelivered: with none left it is kept no longer than any other.
@@ -55,6 +57,8 @@ class Attempt(msgspec.Struct, frozen=True):
     latency_s: float
     outcome: OutcomeName
     reason: str | None = None
+    revision: str | None = None
+    cold_start_s: float | None = None
 
 
 def standing(attempts: Sequence[Attempt]) -> Attempt:

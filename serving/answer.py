@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from core.net.types import Exchange, Headers, NetError, RequestHead
+from core.net.wire import with_first
 from serving.forwarding import answer_headers
 from serving.handover import is_given_back
 
@@ -21,6 +22,12 @@ class Asked(Protocol):
 
     head: RequestHead
     exchange: Exchange
+    #: It wants to be told who served it.
+    asked: bool
+
+    def told(self) -> Headers:
+        """What it is told then."""
+        ...
 
     def answering(self) -> None:
         """The head of the answer is there."""
@@ -63,14 +70,14 @@ class Answer:
         self.started = False
 
     def whole(self, status: int, headers: Headers, body: bytes) -> None:
-        self._exchange.respond(status, answer_headers(headers), body)
+        self._exchange.respond(status, self._passed_on(headers), body)
         self._forward.answered(status)
 
     def head(self, status: int, headers: Headers, content_length: int | None) -> None:
         forward = self._forward
         forward.answering()
         self._status = status
-        headers = answer_headers(headers)
+        headers = self._passed_on(headers)
         if content_length is None or content_length > MAX_WHOLE_ANSWER_BYTES or forward.head.method == b"HEAD":
             self.started = True
             self._exchange.start(status, headers, content_length)
@@ -104,6 +111,11 @@ class Answer:
         else:
             self._forward.pause()
 
+    def _passed_on(self, headers: Headers) -> Headers:
+        headers = answer_headers(headers)
+        forward = self._forward
+        return with_first(forward.told(), headers) if forward.asked else headers
+
 
 class PeerAnswer(Answer):
     """The answer of another gateway, or through it (core.net's ProceedListener as well)."""
@@ -126,9 +138,17 @@ class PeerAnswer(Answer):
             super().head(status, headers, content_length)
 
 
-def refuse(exchange: Exchange, status: int, reason: str, text: str, *, retry_after_s: float | None = None) -> None:
+def refuse(
+    exchange: Exchange,
+    status: int,
+    reason: str,
+    text: str,
+    *,
+    retry_after_s: float | None = None,
+    told: Headers | None = None,
+) -> None:
     """Answer in the gateway's own name: one sentence, and the reason as a word in ``penstock-reason``."""
-    headers: Headers = [_TEXT, (b"penstock-reason", reason.encode())]
+    headers: Headers = [_TEXT, (b"penstock-reason", reason.encode()), *(told or ())]
     if retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, round(retry_after_s))))
     exchange.respond(status, headers, text.encode() + b"\n")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from typing import Final
 
+from core.net.served import ASKS, asks
 from core.net.types import ConnectFailed, ConnectionLost, Headers, NetError, RequestHead
 
 __all__ = ["MAX_ATTEMPTS", "Forwarded", "Retry", "after_failure", "answer_headers", "continued"]
@@ -25,7 +26,7 @@ MAX_REMEMBERED: Final = 4096
 _PROXY: Final = frozenset({b"proxy-authenticate", b"proxy-authorization"})
 _TOLD: Final = frozenset({b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"})
 _CONTINUED: Final = frozenset({b"x-forwarded-for", b"forwarded"})
-_SPECIAL: Final = _PROXY | _TOLD
+_SPECIAL: Final = _PROXY | _TOLD | {ASKS[0]}
 
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 
@@ -42,13 +43,17 @@ class Forwarded:
     def __init__(self) -> None:
         self._remembered: dict[tuple[str, bytes], bytes] = {}
 
-    def headers(self, head: RequestHead) -> tuple[Headers, bytes]:
-        """The headers to send for `head`, and further ones as ready lines, each ended by CRLF."""
+    def headers(self, head: RequestHead) -> tuple[Headers, bytes, bool]:
+        """The headers to send for `head`, further ones as ready lines, each ended by CRLF, and whether the client asks
+        who served it (`core.net.served`)."""
+        asked = False
         for field in head.headers:
             if field[0] in _SPECIAL:
-                return continued(head), b""
+                if field != ASKS:
+                    return continued(head), b"", asked or asks(head.headers)
+                asked = True
         pair = (head.peer, head.host)
-        return head.headers, self._remembered.get(pair) or self._remember(pair)
+        return head.headers, self._remembered.get(pair) or self._remember(pair), asked
 
     def _remember(self, pair: tuple[str, bytes]) -> bytes:
         if len(self._remembered) >= MAX_REMEMBERED:

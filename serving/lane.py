@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from core.errors import Overloaded
+from core.net.served import asks, telling
 from core.net.types import Address, Exchange, Headers, NetError, RequestHead, ResponseListener, UpstreamRequest
 from core.telemetry import Metrics
 from serving.answer import Answer, PeerAnswer, refuse
@@ -171,7 +172,8 @@ class Lane:
         except Overloaded as full:
             forward.stage = _DONE
             self.metrics.requests[5].value += 1
-            refuse(forward.exchange, 503, "queue-full", str(full), retry_after_s=full.retry_after_s)
+            told = forward.told_if_asked()
+            refuse(forward.exchange, 503, "queue-full", str(full), retry_after_s=full.retry_after_s, told=told)
             return
         forward.began_s = now_s
         self.active[forward] = None
@@ -182,7 +184,7 @@ class Lane:
             forward.begin(instance)
             return
         forward.hold()
-        self.see_to_held()
+        self.see_to(forward)
 
     def update(self, limits: RevisionLimits, endpoints: tuple[Endpoint, ...]) -> None:
         """The revision's limits and ready instances are now these."""
@@ -215,11 +217,13 @@ class Lane:
             if forward.stage is _SENT and forward.instance is instance:
                 forward.begin(instance)
 
-    def see_to_held(self) -> None:
-        """A request waits: ask for an instance where there is none, or send it elsewhere where none will come."""
+    def see_to(self, forward: Forward) -> None:
+        """This request waits: ask for an instance where there is none, or send it elsewhere where none will come."""
         if self.retired:
             self.retire()
         elif not self.throttler.ready:
+            if forward.cold_since_s is None:
+                forward.cold_since_s = forward.held_s
             self.road.wake(self)
 
     def sweep(self, now_s: float) -> None:
@@ -281,9 +285,12 @@ class Forward(Waiter):
 
     __slots__ = (
         "answer",
+        "asked",
         "attempts",
         "began_s",
         "choked",
+        "cold_s",
+        "cold_since_s",
         "complete",
         "exchange",
         "head",
@@ -308,6 +315,12 @@ class Forward(Waiter):
         self.stage = _HELD
         self.began_s = 0.0
         self.held_s = 0.0
+        #: Since when it waits, and how long it waited until it was sent, because no instance was ready; None where
+        #: that never was so.
+        self.cold_since_s: float | None = None
+        self.cold_s: float | None = None
+        #: The client wants to be told who served it; known once it is sent.
+        self.asked = False
         self.attempts = 0
         self.instance: Instance | None = None
         self.upstream: UpstreamRequest | None = None
@@ -382,7 +395,9 @@ class Forward(Waiter):
             self.exchange.proceed()
             headers, encoded = head.headers, b""
         else:
-            headers, encoded = road.forwarded.headers(head)
+            headers, encoded, self.asked = road.forwarded.headers(head)
+        if self.cold_since_s is not None:
+            self.cold_s = road.monotonic() - self.cold_since_s
         self.stage = _SENT
         self.instance = instance
         self.attempts += 1
@@ -406,7 +421,9 @@ class Forward(Waiter):
         self.instance = peer
         self.attempts += 1
         answer = self.answer = PeerAnswer(self)
-        headers, encoded = lane.road.forwarded.headers(head)
+        headers, encoded, self.asked = lane.road.forwarded.headers(head)
+        if self.cold_since_s is not None:
+            self.cold_s = lane.road.monotonic() - self.cold_since_s
         self.offered = lane.road.send(
             peer.endpoint.address,
             head.method,
@@ -476,6 +493,16 @@ class Forward(Waiter):
         if self.stage is not _DONE:
             self._give_up(503, "stopping", "The gateway is stopping. Try again.", retry_after_s=1.0)
 
+    def told(self) -> Headers:
+        """For a client that asks: the revision, and how long this waited for a cold start."""
+        if self.stage is _HELD and self.cold_since_s is not None:
+            self.cold_s = self.lane.road.monotonic() - self.cold_since_s
+        return telling(self.lane.key.name, self.cold_s)
+
+    def told_if_asked(self) -> Headers | None:
+        """The same for an answer of the gateway's own, before the request was looked at for it."""
+        return self.told() if self.hop is not _TAKEN and asks(self.head.headers) else None
+
     # --- from the answer ---
 
     def answering(self) -> None:
@@ -531,7 +558,7 @@ class Forward(Waiter):
         self.hold()
         lane.start(lane.throttler.fail(instance, lane.road.monotonic(), self))
         if self.stage is _HELD:
-            lane.see_to_held()
+            lane.see_to(self)
 
     def _step(self, error: NetError) -> Retry:
         """What to do after this attempt failed."""
@@ -574,8 +601,9 @@ class Forward(Waiter):
     def _give_up(self, status: int, reason: str, text: str, *, retry_after_s: float | None = None) -> None:
         """End without the instance's answer: say why, or cut the connection where an answer has begun."""
         if self._unanswered:
+            told = self.told_if_asked()
             self._close(status // 100)
-            refuse(self.exchange, status, reason, text, retry_after_s=retry_after_s)
+            refuse(self.exchange, status, reason, text, retry_after_s=retry_after_s, told=told)
         else:
             self._close(0)
             self.exchange.abort()

@@ -33,6 +33,9 @@ class _StoredAttempt(msgspec.Struct, frozen=True, array_like=True):
     latency_s: float
     outcome: OutcomeName
     reason: str | None
+    # Rows of versions before have none of these.
+    revision: str | None = None
+    cold_start_s: float | None = None
 
 
 _ENCODER: Final = msgspec.json.Encoder()
@@ -86,6 +89,8 @@ def encode_attempt(attempt: Attempt) -> bytes:
         attempt.latency_s,
         attempt.outcome,
         attempt.reason,
+        attempt.revision,
+        attempt.cold_start_s,
     )
     return _ENCODER.encode(stored)
 
@@ -96,4 +101,15 @@ def decode_attempt(stored: bytes) -> Attempt:
         row = _ATTEMPT.decode(stored)
     except msgspec.MsgspecError as error:
         raise Corrupt(f"A row of the ledger cannot be read: {error}.") from error
-    return Attempt(row.seq, row.uid, row.at, row.number, row.status, row.latency_s, row.outcome, row.reason)
+    return Attempt(
+        row.seq,
+        row.uid,
+        row.at,
+        row.number,
+        row.status,
+        row.latency_s,
+        row.outcome,
+        row.reason,
+        row.revision,
+        row.cold_start_s,
+    )

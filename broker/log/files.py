@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +73,24 @@ class Files:
         writer.execute(f"PRAGMA max_page_count = {max(1, full_bytes // page_size)}")
         held = self._one("PRAGMA user_version")
         if held == 0:
-            writer.execute("BEGIN IMMEDIATE")
-            for sql in schema.TABLES:
-                writer.execute(sql)
-            writer.execute(f"PRAGMA user_version = {schema.FORMAT}")
-            writer.execute("COMMIT")
-        elif held != schema.FORMAT:
+            self._change(schema.TABLES, schema.FORMAT)
+        while held in schema.MIGRATIONS:
+            self._change(schema.MIGRATIONS[held], held + 1)
+            held += 1
+        if held not in (0, schema.FORMAT):
             raise Unavailable(
                 f"The event log {path} has format {held}; this version reads format {schema.FORMAT}. Move it away."
             )
         writer.execute(schema.MEMOS)
         self.reader.execute("PRAGMA query_only = 1")
+
+    def _change(self, statements: Iterable[str], to: int) -> None:
+        """Bring the file to a format: wholly, or not at all."""
+        self.writer.execute("BEGIN IMMEDIATE")
+        for sql in statements:
+            self.writer.execute(sql)
+        self.writer.execute(f"PRAGMA user_version = {to}")
+        self.writer.execute("COMMIT")
 
     def _load(self) -> Found:
         rows: list[tuple[Any, ...]]

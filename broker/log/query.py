@@ -10,7 +10,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-from broker.ledger import OUTCOMES, Attempt
+from broker.ledger import Attempt
 from broker.log import schema
 from broker.log.port import Position, Record
 from core.errors import Corrupt, Unavailable
@@ -187,9 +187,9 @@ class LogReader:
                 part = tuple(seqs[start : start + _TOGETHER])
                 marks = ", ".join("?" * len(part))
                 sql = f"SELECT * FROM attempts WHERE seq IN ({marks}) ORDER BY seq, subscription, at, number"  # noqa: S608 - question marks
-                for seq, subscription, at, number, status, latency, outcome, reason in connection.execute(sql, part):
-                    uid = names.get(subscription, ("", ""))[0]
-                    attempt = Attempt(seq, uid, at / 1e6, number, status, latency / 1e6, OUTCOMES[outcome], reason)
+                for row in connection.execute(sql, part):
+                    seq, subscription = row[:2]
+                    attempt = schema.attempt_of(row, names.get(subscription, ("", ""))[0])
                     found.setdefault(seq, {}).setdefault(subscription, []).append(attempt)
         return {
             seq: tuple(Delivery(*names.get(number, ("", "")), tuple(attempts)) for number, attempts in held.items())
@@ -242,7 +242,8 @@ class LogReader:
             with closing(sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, isolation_level=None)) as connection:
                 connection.execute("BEGIN")
                 (held,) = connection.execute("PRAGMA user_version").fetchone()
-                yield connection if held == schema.FORMAT else None
+                # A file of an older format is read as it is, until the broker that writes it brings it to this one.
+                yield connection if held == schema.FORMAT or held in schema.MIGRATIONS else None
         except sqlite3.Error as error:
             raise Unavailable(f"The event log cannot be read now: {error}.") from error
 

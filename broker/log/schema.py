@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterable
 from typing import Any, Final
 
-from broker.ledger import OUTCOMES, SETTLED, UNDELIVERED
+from broker.ledger import OUTCOMES, SETTLED, UNDELIVERED, Attempt
 from broker.log.direction import directed_head, split_head
 from broker.log.port import Entry, Record, attributes_of
 from core.errors import Corrupt, InvalidInput
@@ -20,6 +20,7 @@ __all__ = [
     "ADD_ATTEMPT",
     "ADD_BROKER",
     "ADD_EVENT",
+    "AttemptRow",
     "DEAD_LETTERED_SEQS",
     "FORMAT",
     "DROP_MEMO",
@@ -28,10 +29,13 @@ __all__ = [
     "KEEP_MEMO",
     "KEEP_POSITION",
     "MEMOS",
+    "MIGRATIONS",
     "SELECT_EVENT",
     "SELECT_MEMO",
     "TABLES",
     "UNDELIVERED_SEQS",
+    "attempt_of",
+    "encode_attempt",
     "encode_event",
     "id_hash",
     "micros",
@@ -40,8 +44,14 @@ __all__ = [
     "unpack_open",
 ]
 
-#: Of the file, in SQLite's ``user_version``; a file with another one is not opened.
-FORMAT: Final = 1
+#: Of the file, in SQLite's ``user_version``; one with an older format is brought to this one, one with another is not
+#: opened.
+FORMAT: Final = 2
+
+#: What brings a file of a format to the next one.
+MIGRATIONS: Final = {
+    1: ("ALTER TABLE attempts ADD COLUMN revision TEXT", "ALTER TABLE attempts ADD COLUMN cold_start INTEGER"),
+}
 
 _UNDELIVERED: Final = ", ".join(str(OUTCOMES.index(name)) for name in sorted(UNDELIVERED))
 _SETTLED: Final = ", ".join(str(OUTCOMES.index(name)) for name in sorted(SETTLED))
@@ -63,7 +73,7 @@ TABLES: Final = (
     """CREATE TABLE attempts (
         seq INTEGER NOT NULL, subscription INTEGER NOT NULL, at INTEGER NOT NULL, number INTEGER NOT NULL,
         status INTEGER NOT NULL, latency INTEGER NOT NULL, outcome INTEGER NOT NULL, reason TEXT,
-        PRIMARY KEY (seq, subscription, at, number)) WITHOUT ROWID""",
+        revision TEXT, cold_start INTEGER, PRIMARY KEY (seq, subscription, at, number)) WITHOUT ROWID""",
     f"CREATE INDEX attempts_undelivered ON attempts (seq) WHERE outcome IN ({_UNDELIVERED})",
     "CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID",
     "INSERT INTO meta VALUES ('indexed', 0), ('last', 0)",
@@ -81,7 +91,7 @@ DROP_POSITION: Final = "UPDATE subscriptions SET kept = 0, open = x'' WHERE id =
 KEEP_MEMO: Final = "INSERT OR REPLACE INTO memos VALUES (?, ?)"
 SELECT_MEMO: Final = "SELECT memo FROM memos WHERE subscription = ?"
 DROP_MEMO: Final = "DELETE FROM memos WHERE subscription = ?"
-ADD_ATTEMPT: Final = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+ADD_ATTEMPT: Final = "INSERT OR REPLACE INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 SELECT_EVENT: Final = "SELECT seq, at, ttl, crc, cause, via, head, data FROM events"
 #: But for those that are undelivered for nobody any more, because people settled it.
 UNDELIVERED_SEQS: Final = f"""SELECT seq FROM attempts a WHERE outcome IN ({_UNDELIVERED}) AND NOT EXISTS
@@ -95,6 +105,7 @@ INDEX_IDS: Final = (
 
 _FIXED: Final = struct.Struct("<qqqqq")
 
+AttemptRow = tuple[int | str | None, ...]
 EventRow = tuple[int, int, int, int, int, int, int | None, int | None, bytes, bytes]
 
 
@@ -128,6 +139,31 @@ def record_of(row: tuple[Any, ...], broker: str, via: str | None) -> Record:
     except (TypeError, ValueError, struct.error, InvalidInput) as error:
         raise Corrupt(f"The event at position {seq} is not what was written: {error}.") from error
     return Record(seq, Entry(broker, attributes, head, data, at / 1_000_000, ttl, cause, via, only))
+
+
+def encode_attempt(attempt: Attempt, subscription: int) -> AttemptRow:
+    """The ledger's row of an attempt; `subscription` is the number of its subscription."""
+    cold_start_s = attempt.cold_start_s
+    return (
+        attempt.seq,
+        subscription,
+        int(attempt.at * 1_000_000),
+        attempt.number,
+        attempt.status,
+        int(attempt.latency_s * 1_000_000),
+        OUTCOMES.index(attempt.outcome),
+        attempt.reason,
+        attempt.revision,
+        None if cold_start_s is None else int(cold_start_s * 1_000_000),
+    )
+
+
+def attempt_of(row: tuple[Any, ...], uid: str) -> Attempt:
+    """The attempt of a row of `attempts`; in a file of the first format the row ends with the reason."""
+    seq, _, at, number, status, latency, outcome, reason, *since = row
+    revision, cold_start = since or (None, None)
+    cold_start_s = None if cold_start is None else cold_start / 1e6
+    return Attempt(seq, uid, at / 1e6, number, status, latency / 1e6, OUTCOMES[outcome], reason, revision, cold_start_s)
 
 
 def pack_open(seqs: Iterable[int]) -> bytes:

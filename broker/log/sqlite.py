@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Final, TypeVar
 
-from broker.ledger import OUTCOMES, Attempt
+from broker.ledger import Attempt
 from broker.log import retention as sweeping
 from broker.log import schema
 from broker.log.files import Files
@@ -53,8 +53,6 @@ PAGE_BYTES: Final = 512 * 1024
 #: How far the index by id may lag behind the events.
 INDEX_EVERY: Final = 1024
 
-_Note = tuple[int | str | None, ...]
-
 
 class _Batch:
     """What one commit holds: events, ledger rows, subscriptions whose position moved or was dropped, what is remembered
@@ -64,7 +62,7 @@ class _Batch:
 
     def __init__(self) -> None:
         self.events: list[tuple[Record, Appended]] = []
-        self.notes: deque[_Note] = deque()
+        self.notes: deque[schema.AttemptRow] = deque()
         self.dirty: dict[str, Subscription] = {}
         self.dropped: list[int] = []
         self.memos: dict[int, bytes] = {}
@@ -242,18 +240,7 @@ class SqliteLog:
         notes = self._next_batch.notes
         if len(notes) >= MAX_PENDING_NOTES:
             notes.popleft()
-        notes.append(
-            (
-                attempt.seq,
-                self._numbers.get(attempt.uid, 0),
-                int(attempt.at * 1_000_000),
-                attempt.number,
-                attempt.status,
-                int(attempt.latency_s * 1_000_000),
-                OUTCOMES.index(attempt.outcome),
-                attempt.reason,
-            )
-        )
+        notes.append(schema.encode_attempt(attempt, self._numbers.get(attempt.uid, 0)))
         if self._timer is None:
             self._flush_soon()
 

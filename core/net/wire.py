@@ -110,6 +110,10 @@ class ReadHeaders(list[tuple[bytes, bytes]]):
         self[:] = [header for header in self if header[0] not in names]
         self._head = None
 
+    def lines_are(self, lines: bytes) -> None:
+        """They are known already."""
+        self._lines = lines
+
     def lines(self) -> bytes:
         """The header lines, each ended by CRLF, spelled as they came."""
         lines = self._lines
@@ -126,6 +130,17 @@ class ReadHeaders(list[tuple[bytes, bytes]]):
             start = head.find(b"\r\n%b:" % name, end)
             head = head[:start] + head[head.find(b"\r\n", start + 2) :]
         return head[end + 2 : -2]
+
+
+def with_first(first: Headers, headers: Headers) -> Headers:
+    """`first`, and then `headers`, which are not encoded anew where they were read."""
+    if type(headers) is not ReadHeaders:
+        return first + headers
+    made = ReadHeaders(b"", 0)
+    made.extend(first)
+    made.extend(headers)
+    made.lines_are(header_lines(first) + headers.lines())
+    return made
 
 
 def header_lines(headers: Headers) -> bytes:

@@ -128,4 +128,8 @@ def _attempt(attempt: Mapping[str, Any]) -> str:
     if attempt["outcome"] in ("dead-lettered", "dead"):
         outcome += " (sent to the dead-letter sink)"
     clock = attempt["time"][11:23]
-    return f"attempt {attempt['number']}  {clock}  {status}  {attempt['latency_ms']:.1f} ms  {outcome}{reason}"
+    revision = f" from {attempt['revision']}" if attempt.get("revision") else ""
+    latency = f"{attempt['latency_ms']:.1f} ms"
+    if attempt.get("cold_start_ms") is not None:
+        latency += click.style(f" (cold start {attempt['cold_start_ms']:.0f} ms)", fg="cyan")
+    return f"attempt {attempt['number']}  {clock}  {status}{revision}  {latency}  {outcome}{reason}"

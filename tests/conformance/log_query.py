@@ -80,7 +80,8 @@ class LogQuerySuite:
         log.subscribe("uid-1", BROKER, "default/one", 0)
         log.subscribe("uid-2", BROKER, "default/two", 0)
         attempts = [
-            Attempt(record.seq, "uid-1", 1001.0, 2, 202, 0.25, "delivered"),
+            Attempt(record.seq, "uid-1", 1001.0, 2, 202, 0.25, "delivered", None, "scan-00002", 0.125),
+            Attempt(record.seq, "uid-1", 1002.0, 3, 202, 0.25, "delivered", None, "scan-00002"),
             Attempt(record.seq, "uid-1", 1000.0, 1, 503, 0.5, "retrying", "busy"),
             Attempt(record.seq, "uid-2", 1000.5, 1, 500, 0.125, "dropped", "no sink"),
         ]
@@ -94,8 +95,8 @@ class LogQuerySuite:
             ("uid-1", "default/one"),
             ("uid-2", "default/two"),
         ]
-        assert told[0].attempts == (attempts[1], attempts[0])
-        assert told[1].attempts == (attempts[2],)
+        assert told[0].attempts == (attempts[2], attempts[0], attempts[1])
+        assert told[1].attempts == (attempts[3],)
 
     async def test_events_are_told_by_position_whatever_their_broker(self, log: EventLog, reader: LogQuery):
         records = await append(log, entry("a"), entry("b", OTHER), entry("c"))

@@ -34,6 +34,9 @@ class _Opened:
 
     async def again(self) -> SqliteLog:
         await self.log.close()
+        return await self.again_from_closed()
+
+    async def again_from_closed(self) -> SqliteLog:
         self.log = SqliteLog(self.path, retention=self.retention)
         await self.log.open()
         return self.log
@@ -72,6 +75,30 @@ class TestSqliteLog(EventLogSuite, DurableLogSuite):
         connection.close()
         with pytest.raises(Unavailable, match="format 99"):
             await SqliteLog(tmp_path / "log.db").open()
+
+    async def test_a_file_of_the_first_format_is_read_and_then_brought_to_this_one(self, tmp_path: Path):
+        path = tmp_path / "log.db"
+        before = Attempt(1, "uid-1", 1000.0, 1, 500, 0.5, "retrying", "busy")
+        first = _Opened(path)
+        await first.log.open()
+        first.log.subscribe("uid-1", BROKER, "default/one", 0)
+        (record,) = await append(first.log, entry("a"))
+        first.log.note(before)
+        await first.log.close()
+        with sqlite3.connect(path) as connection:  # as the first version made it
+            connection.execute("ALTER TABLE attempts DROP COLUMN revision")
+            connection.execute("ALTER TABLE attempts DROP COLUMN cold_start")
+            connection.execute("PRAGMA user_version = 1")
+        connection.close()
+        reader = LogReader(path)
+        assert reader.deliveries([1])[1][0].attempts == (before,)
+        log = await first.again_from_closed()
+        after = Attempt(1, "uid-1", 1001.0, 2, 202, 0.5, "delivered", None, "scan-00002", 0.25)
+        log.note(after)
+        await log.flush()
+        assert ids(await read(log)) == ["a"]
+        assert reader.deliveries([record.seq])[record.seq][0].attempts == (before, after)
+        await log.close()
 
     @pytest.mark.parametrize("column", ["head", "data", "at", "ttl", "crc"])
     async def test_a_changed_record_is_told_as_corrupt_and_never_read(self, opened: _Opened, column: str):

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import http.client
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -239,6 +240,8 @@ def test_handles_sync_and_async_get_events_and_answer_with_events(running):
     running.penstock("send", "--type", "asked", "--id", "q1")
     wait_until(lambda: states(running, "re-q1") == {"tells": "delivered"}, what="the answer is delivered")
     assert "got re-q1 answered" in running.penstock("logs", "sync").stdout
+    told = running.penstock("explain", "q1").stdout
+    assert re.search(r"attempt 1  \S+  200 from async-00001  [\d.]+ ms \(cold start \d+ ms\)  delivered", told), told
 
 
 def test_triggers_wait_for_brokers_and_subscribers_that_come_later(running):

@@ -179,10 +179,16 @@ class World:
         self.swap()
 
     def ask(
-        self, method: bytes = b"GET", *, host: bytes = HOST, length: int | None = 0, target: bytes = b"/"
+        self,
+        method: bytes = b"GET",
+        *,
+        host: bytes = HOST,
+        length: int | None = 0,
+        target: bytes = b"/",
+        headers: Iterable[tuple[bytes, bytes]] = (),
     ) -> Outside:
         outside = Outside()
-        head = RequestHead(method, target, host, [(b"host", host)], length, "10.0.0.9")
+        head = RequestHead(method, target, host, [(b"host", host), *headers], length, "10.0.0.9")
         outside.sink = self.gateway.handle(head, outside)
         if length == 0:
             outside.sink.end()

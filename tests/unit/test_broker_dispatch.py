@@ -608,3 +608,36 @@ async def _read(log: MemoryLog) -> list[Record]:
     page = await found
     assert isinstance(page, Page)
     return list(page.records)
+
+
+# ---- who served it
+
+
+@plane_test
+async def test_a_function_is_asked_who_serves_and_what_its_gateway_told_is_in_the_ledger():
+    host = "scan.default.svc.cluster.local"
+    plane = Plane(trigger("t", f"http://{host}/", delivery=QUICK))
+    cold = [(b"penstock-revision", b"scan-00001"), (b"penstock-cold-start", b"0.812")]
+    plane.script(
+        host,
+        Answer(503, cold),
+        Answer(error=ConnectFailed("refused")),
+        Answer(202, [(b"penstock-revision", b"scan-00002")]),
+    )
+    await asyncio.sleep(1)
+    await plane.send("e1")
+    await asyncio.sleep(20)
+    assert [request.header(b"penstock-explain") for request in plane.subscribers.at(host)] == [[b"?1"]] * 3
+    told = [(attempt.revision, attempt.cold_start_s) for attempt in plane.log.attempts]
+    assert told == [("scan-00001", 0.812), (None, None), ("scan-00002", None)]
+
+
+@plane_test
+async def test_who_is_no_function_is_not_asked_and_not_believed():
+    plane = Plane(trigger("t"))
+    plane.script(HERE, Answer(202, [(b"penstock-revision", b"mine")]))
+    await asyncio.sleep(1)
+    await plane.send("e1")
+    await asyncio.sleep(1)
+    assert plane.subscribers.at(HERE)[0].header(b"penstock-explain") == []
+    assert plane.log.attempts[0].revision is None

@@ -37,7 +37,7 @@ GATEWAY, BROKER = NAMES.gateway, NAMES.broker
 def test_a_name_of_ours_leads_to_its_listener_and_every_other_to_itself(
     url: str, address: tuple[str, int], host: bytes, path: bytes
 ) -> None:
-    assert NAMES.target(url) == Target(address, host, path)
+    assert NAMES.target(url) == Target(address, host, path, function=address == GATEWAY)
 
 
 def test_https_is_never_ours_because_the_listeners_speak_plain_http() -> None:

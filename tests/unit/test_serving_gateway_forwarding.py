@@ -22,7 +22,7 @@ def head(*headers: tuple[bytes, bytes], peer: str = "10.1.2.3", host: bytes = b"
 
 def sent(request: RequestHead, forwarded: Forwarded | None = None) -> Headers:
     """All headers that go out, the ready lines read back."""
-    headers, lines = (forwarded or Forwarded()).headers(request)
+    headers, lines, _ = (forwarded or Forwarded()).headers(request)
     for line in lines.split(b"\r\n")[:-1]:
         name, _, value = line.partition(b": ")
         headers = [*headers, (name, value)]

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from broker.ledger import OUTCOMES
 from broker.log import schema
 from broker.log.encoding import decode_attempt, decode_record
 from broker.log.kafka.connection import EARLIEST, LATEST, Connection, patiently
@@ -170,10 +169,7 @@ class Mirror:
                 made = decode_attempt(stored.value or b"")
             except Corrupt:
                 continue  # it cannot be said of which event it is
-            number = self._number(file, made.uid)
-            at, latency = schema.micros(made.at), schema.micros(made.latency_s)
-            outcome = OUTCOMES.index(made.outcome)
-            rows.append((made.seq, number, at, made.number, made.status, latency, outcome, made.reason))
+            rows.append(schema.encode_attempt(made, self._number(file, made.uid)))
         return rows
 
     def _broker_number(self, file: sqlite3.Connection, name: str) -> int:
