@@ -9,9 +9,8 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from broker.log.port import Retention
-from penstock.cli import options
-from penstock.cli.up import finite
+from penstock.cli import options, retention
+from penstock.cli.options import finite
 from penstock.cluster.settings import (
     DEFAULT_ADMIN_PORT,
     DEFAULT_CONTROL_PORT,
@@ -29,9 +28,6 @@ F = TypeVar("F")
 
 #: A pod that is asked to end and has not within this time is killed: a day is more than anybody waits.
 MAX_DRAIN_S: Final = 86_400.0
-#: No log keeps events for longer than a hundred years, nor more of them than a disk can have.
-MAX_AGE_S: Final = 100 * 365 * 86_400.0
-MAX_LOG_BYTES: Final = 2**60
 
 
 @click.group(short_help="Run one role of the platform in a Kubernetes cluster.")
@@ -136,13 +132,6 @@ def _port(default: int) -> Callable[[F], F]:
     return decorate
 
 
-_age: Final[Any] = {
-    "type": click.FloatRange(0, MAX_AGE_S),
-    "callback": lambda _context, _option, value: finite(value, MAX_AGE_S),
-    "show_default": True,
-}
-_bytes: Final[Any] = {"type": click.IntRange(1, MAX_LOG_BYTES), "show_default": True}
-
 _event_log = _options(
     click.option(
         "--broker-log",
@@ -172,38 +161,7 @@ _event_log = _options(
     click.option(
         "--log-name", default="penstock", show_default=True, help="What the keys or topics of the log begin with."
     ),
-    click.option(
-        "--log-max-age",
-        "max_age_s",
-        default=Retention().max_age_s,
-        envvar="PENSTOCK_LOG_MAX_AGE",
-        help="Seconds after which an event goes, once every Trigger is done with it.",
-        **_age,
-    ),
-    click.option(
-        "--log-undelivered-age",
-        "undelivered_age_s",
-        default=Retention().undelivered_age_s,
-        envvar="PENSTOCK_LOG_UNDELIVERED_AGE",
-        help="The same for an event that could not be delivered anywhere.",
-        **_age,
-    ),
-    click.option(
-        "--log-max-bytes",
-        "max_bytes",
-        default=Retention().max_bytes,
-        envvar="PENSTOCK_LOG_MAX_BYTES",
-        help="The size from which delivered events go earlier.",
-        **_bytes,
-    ),
-    click.option(
-        "--log-full-bytes",
-        "full_bytes",
-        default=Retention().full_bytes,
-        envvar="PENSTOCK_LOG_FULL_BYTES",
-        help="The size from which new events are refused; no less than --log-max-bytes.",
-        **_bytes,
-    ),
+    *retention.OPTIONS,
 )
 
 
@@ -311,9 +269,6 @@ def sources(**told: Any) -> None:
     _run("sources", compose, told)
 
 
-_RETENTION: Final = ("max_age_s", "undelivered_age_s", "max_bytes", "full_bytes")
-
-
 def _run(role: str, compose: Any, told: dict[str, Any]) -> None:
     from penstock.cluster.process import run_role  # noqa: PLC0415 - as above
 
@@ -326,11 +281,5 @@ def _run(role: str, compose: Any, told: dict[str, Any]) -> None:
     log: dict[str, Any] = {name: told.pop(name) for name in ("kind", "redis_url", "kafka_servers") if name in told}
     if "log_name" in told:
         log["name"] = told.pop("log_name")
-        log["retention"] = retention = Retention(**{name: told.pop(name) for name in _RETENTION})
-        if retention.full_bytes < retention.max_bytes:
-            raise click.BadParameter(
-                f"{retention.full_bytes} is less than --log-max-bytes, {retention.max_bytes}: the log would be full "
-                "before anything goes. Say more.",
-                param_hint="--log-full-bytes",
-            )
+        log["retention"] = retention.taken(told)
     run_role(compose, Settings(role=role, release=release, event_log=EventLogSettings(**log), **told))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import shutil
 import signal
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from penstock.cli import options
+from penstock.cli import options, retention
 from penstock.cli.failure import FAILED, Failure
 from penstock.places import (
     DEFAULT_ADMIN_PORT,
@@ -30,7 +29,7 @@ from penstock.places import (
 if TYPE_CHECKING:
     from penstock.standalone.supervisor import Supervisor
 
-__all__ = ["finite", "up"]
+__all__ = ["up"]
 
 #: Functions may take ten minutes for a request; nobody waits longer for a platform to stop.
 MAX_DRAIN_S: Final = 600.0
@@ -73,7 +72,7 @@ DEFAULT_KAFKA_SERVERS: Final = "127.0.0.1:9092"
     "--drain",
     "drain_s",
     type=click.FloatRange(0, MAX_DRAIN_S),
-    callback=lambda _context, _option, value: finite(value, MAX_DRAIN_S),
+    callback=lambda _context, _option, value: options.finite(value, MAX_DRAIN_S),
     default=10.0,
     show_default=True,
     help="Seconds that what is under way may take at the end.",
@@ -102,6 +101,7 @@ DEFAULT_KAFKA_SERVERS: Final = "127.0.0.1:9092"
     "that ask for the class Kafka whatever --broker-log says.  "
     "[default: 127.0.0.1:9092 with --broker-log kafka, else none]",
 )
+@retention.options
 @click.option("-q", "--quiet", is_flag=True, help="Do not show events as they happen.")
 def up(
     files: tuple[str, ...],
@@ -117,6 +117,7 @@ def up(
     redis_url: str | None,
     kafka_servers: str | None,
     quiet: bool,
+    **told: Any,
 ) -> None:
     """Start the platform here; Ctrl-C drains and stops everything, a second Ctrl-C does not wait for the drain.
 
@@ -136,6 +137,7 @@ def up(
     from penstock.standalone.settings import BrokerLog  # noqa: PLC0415 - as above
     from penstock.standalone.supervisor import Ports, Supervisor  # noqa: PLC0415 - as above
 
+    kept = retention.taken(told)
     ports = Ports(host=host, gateway=gateway_port, broker=broker_port, api=api_port, admin=admin_port)
     supervisor = Supervisor(
         data=data.resolve(),
@@ -146,6 +148,7 @@ def up(
             kind=kind,
             redis_url=redis_url or (DEFAULT_REDIS_URL if kind == "redis" else ""),
             kafka_servers=kafka_servers or (DEFAULT_KAFKA_SERVERS if kind == "kafka" else ""),
+            retention=kept,
         ),
         on_trouble=_say_trouble,
     )
@@ -291,10 +294,3 @@ def _say(text: str) -> None:
     """Print by the way: a terminal or a pipe that is gone does not keep the platform from stopping in order."""
     with contextlib.suppress(OSError):
         click.secho(text, dim=True)
-
-
-def finite(value: float, most: float) -> float:
-    """`value`, which is at most `most`: click's ranges let "nan" through."""
-    if math.isnan(value):
-        raise click.BadParameter(f"{value} is not in the range 0<=x<={most:g}.")
-    return value

@@ -56,9 +56,10 @@ def make_log(kind: str, settings: Settings) -> OwnLog:
     if kind == "sqlite":
         from broker.log.sqlite import SqliteLog  # noqa: PLC0415 - another log's process does without
 
-        return SqliteLog(_file(settings))
+        return SqliteLog(_file(settings), retention=settings.broker_log.retention)
     name = log_name(Path(settings.data), kind)
-    return make_shared_log(kind, _address(kind, settings), owner=_owner(settings), name=name)
+    retention = settings.broker_log.retention
+    return make_shared_log(kind, _address(kind, settings), owner=_owner(settings), name=name, retention=retention)
 
 
 def _make_reader(kind: str, settings: Settings) -> LogQuery:

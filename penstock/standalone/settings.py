@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from broker.log.port import Retention
 from core.net.types import Address
 
 __all__ = ["READY", "VARIABLE", "BrokerLog", "Listener", "Settings", "bind", "functions_environment", "read_settings"]
@@ -43,11 +44,13 @@ class Listener(msgspec.Struct, frozen=True):
 
 class BrokerLog(msgspec.Struct, frozen=True, kw_only=True):
     """What keeps the events of Brokers of the default class: ``sqlite`` in the data directory, ``redis`` or
-    ``kafka``. Brokers may ask for a server's class wherever its address is given: `redis_url`, `kafka_servers`."""
+    ``kafka``. Brokers may ask for a server's class wherever its address is given: `redis_url`, `kafka_servers`.
+    Each log keeps events as `retention` says."""
 
     kind: str = "sqlite"
     redis_url: str = ""
     kafka_servers: str = ""
+    retention: Retention = Retention()
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,6 +49,12 @@ def test_wrong_usage_is_said_before_anything_is_asked(words: str, told: str):
     assert (result.exit_code, told in result.output) == (2, True), result.output
 
 
+def test_a_log_that_would_be_full_before_anything_goes_is_refused_when_the_platform_is_started():
+    result = CliRunner().invoke(main, ["up", "--log-max-bytes", "2000", "--log-full-bytes", "1000"])
+    assert result.exit_code == 2
+    assert "1000 is less than --log-max-bytes, 2000" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize("words", ["dlq show a/1", "dlq list", "replay --trigger t --all"])
 def test_where_no_platform_answers_that_is_said_at_once(words: str):
     result = CliRunner().invoke(main, [*words.split(), "--server", "http://127.0.0.1:1"])

@@ -185,7 +185,9 @@ class RedisReader:
             if len(rows) < TOGETHER:
                 break
             # On from the last position, whose rows may go beyond this part.
-            begin, skip = str(rows[-1].seq), sum(row.seq == rows[-1].seq for row in rows)
+            last = str(rows[-1].seq)
+            skip = sum(row.seq == rows[-1].seq for row in rows) + (skip if begin == last else 0)
+            begin = last
         return tuple(found)[:limit]
 
     def _newest(self, broker: str) -> int:
