@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from broker.log import schema
 from broker.log.port import Position
-from core.errors import Unavailable
+from broker.log.refusals import damaged
+from core.errors import Corrupt, Unavailable
 
 __all__ = ["Files", "Found", "Kept"]
+
+logger = logging.getLogger(__name__)
+
+#: Of a Broker, the newest events that are looked at when the file is opened.
+_SAMPLES: Final = 3
+#: No log gets there: a position beyond it is damaged.
+_FARTHEST: Final = 2**56
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -56,6 +65,9 @@ class Files:
         try:
             self._prepare(path, full_bytes)
             self.found = self._load()
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            self.close()
+            raise damaged(path, f"what it says of its Brokers and subscriptions cannot be ({error!r})") from error
         except BaseException:
             self.close()
             raise
@@ -97,16 +109,47 @@ class Files:
         rows = self.writer.execute("SELECT id, uid, broker, name, kept, through, open FROM subscriptions").fetchall()
         brokers = dict(self.writer.execute("SELECT id, name FROM brokers"))
         meta = dict(self.writer.execute("SELECT name, value FROM meta"))
-        kept = tuple(
-            Kept(number, uid, brokers[broker], name, Position(through, schema.unpack_open(opened)) if keep else None)
-            for number, uid, broker, name, keep, through, opened in rows
-        )
-        # Retention may have removed the newest events; a position is never given twice.
-        newest = (self._one("SELECT coalesce(max(seq), 0) FROM events"), meta["last"], *(row[5] for row in rows))
+        for number, name in brokers.items():
+            self._check_name(number, name)
+        kept = tuple(_kept(row, brokers) for row in rows)
+        # Retention may have removed the newest events; a position is never given twice. One of a damaged row counts
+        # here as well, where it can be one: at worst positions have a gap.
+        through = (row[5] for row in rows if 0 <= row[5] < _FARTHEST)
+        newest = (self._one("SELECT coalesce(max(seq), 0) FROM events"), meta["last"], *through)
         return Found(brokers, kept, max(newest), meta["indexed"])
+
+    def _check_name(self, number: int, name: str) -> None:
+        """Say it where a Broker's events are not those of the Broker of this name."""
+        sql = f"{schema.SELECT_EVENT} WHERE broker = ? ORDER BY seq DESC LIMIT {_SAMPLES}"
+        fits = False
+        try:
+            rows = self.writer.execute(sql, (number,)).fetchall()
+        except sqlite3.Error:  # told where they are read
+            return
+        for row in rows:
+            try:
+                schema.record_of(row, name, None)
+                fits = True
+            except Corrupt:
+                continue
+        if rows and not fits:
+            facts = {"broker": name, "number": number}
+            logger.error("the newest events of a Broker are corrupt, or it had another name", extra={"facts": facts})
 
     def _one(self, sql: str) -> int:
         return int(self.writer.execute(sql).fetchone()[0])
+
+
+def _kept(row: tuple[Any, ...], brokers: dict[int, str]) -> Kept:
+    number, uid, broker, name, keep, through, opened = row
+    position = None
+    if keep or opened:
+        try:
+            position = Position(through, schema.unpack_open(uid, brokers[broker], through, opened))
+        except (Corrupt, LookupError, TypeError) as error:
+            facts = {"subscription": name, "uid": uid, "error": str(error)}
+            logger.error("a Trigger's events since its creation are delivered again", extra={"facts": facts})
+    return Kept(number, str(uid), brokers.get(broker, ""), str(name), position)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

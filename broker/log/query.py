@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -13,7 +13,8 @@ import msgspec
 from broker.ledger import Attempt
 from broker.log import schema
 from broker.log.port import Position, Record
-from core.errors import Corrupt, Unavailable
+from broker.log.refusals import unavailable
+from core.errors import Corrupt
 
 __all__ = ["MAX_SCANNED", "Delivery", "Found", "LogQuery", "LogReader", "Slice", "wanted_brokers"]
 
@@ -201,8 +202,13 @@ class LogReader:
         with self._open() as connection:
             if connection is None:
                 return {}
-            rows = connection.execute("SELECT uid, through, open FROM subscriptions WHERE kept = 1")
-            return {uid: Position(through, schema.unpack_open(opened)) for uid, through, opened in rows}
+            found = {}
+            names = dict(connection.execute("SELECT id, name FROM brokers"))
+            rows = connection.execute("SELECT uid, broker, through, open FROM subscriptions WHERE kept = 1")
+            for uid, number, through, opened in rows:
+                with suppress(Corrupt):  # the log's own process says it
+                    found[uid] = Position(through, schema.unpack_open(uid, names.get(number, ""), through, opened))
+            return found
 
     def _slice(
         self,
@@ -245,7 +251,7 @@ class LogReader:
                 # A file of an older format is read as it is, until the broker that writes it brings it to this one.
                 yield connection if held == schema.FORMAT or held in schema.MIGRATIONS else None
         except sqlite3.Error as error:
-            raise Unavailable(f"The event log cannot be read now: {error}.") from error
+            raise unavailable(error, self._path) from error
 
 
 _SELECT: Final = f"{schema.SELECT_EVENT[: -len(' FROM events')]}, broker FROM events"
@@ -262,7 +268,13 @@ def _rows(connection: sqlite3.Connection, sql: str, values: tuple[int, ...]) -> 
             record = schema.record_of(row[:8], name, uids.get(row[5]))
         except Corrupt:
             record = None
-        yield Found(row[0], name, row[1] / 1e6, len(row[7]), record)
+        at, size = (row[1], len(row[7])) if record is not None or _is_whole(row) else (0, 0)
+        yield Found(row[0], name, at / 1e6, size, record)
+
+
+def _is_whole(row: tuple[Any, ...]) -> bool:
+    """Whether a corrupt event's row is of the right types at least."""
+    return isinstance(row[1], int) and isinstance(row[7], bytes)
 
 
 def wanted_brokers(namespace: str | None, broker: str | None) -> Callable[[str], bool] | None:

@@ -5,15 +5,15 @@ One writer (`broker.log.sqlite`), any number of readers (`broker.log.query`). Ti
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
 from array import array
-from collections.abc import Iterable
 from typing import Any, Final
 
 from broker.ledger import OUTCOMES, SETTLED, UNDELIVERED, Attempt
 from broker.log.direction import directed_head, split_head
-from broker.log.port import Entry, Record, attributes_of
+from broker.log.port import Entry, Position, Record, attributes_of
 from core.errors import Corrupt, InvalidInput
 
 __all__ = [
@@ -104,6 +104,8 @@ INDEX_IDS: Final = (
 )
 
 _FIXED: Final = struct.Struct("<qqqqq")
+_SEQ_BYTES: Final = 8
+_CRC_BYTES: Final = 4
 
 AttemptRow = tuple[int | str | None, ...]
 EventRow = tuple[int, int, int, int, int, int, int | None, int | None, bytes, bytes]
@@ -123,7 +125,7 @@ def encode_event(record: Record, broker: int, via: int | None) -> EventRow:
     entry = record.entry
     at = int(entry.at * 1_000_000)
     head, data = entry.head if entry.only is None else directed_head(entry.head, entry.only), entry.data
-    crc = _checksum(record.seq, at, entry.ttl, entry.cause, via, head, data)
+    crc = _checksum(_seed(entry.broker), record.seq, at, entry.ttl, entry.cause, via, head, data)
     hashed = zlib.crc32(entry.attributes["id"].encode("utf-8", "surrogatepass"))
     return record.seq, broker, at, entry.ttl, crc, hashed, entry.cause, via, head, data
 
@@ -132,7 +134,10 @@ def record_of(row: tuple[Any, ...], broker: str, via: str | None) -> Record:
     """The event of a `SELECT_EVENT` row. Raises Corrupt where its bytes are not what was written."""
     seq, at, ttl, crc, cause, via_number, head, data = row
     try:
-        if _checksum(seq, at, ttl, cause, via_number, head, data) != crc:
+        if _checksum(_seed(broker), seq, at, ttl, cause, via_number, head, data) != crc and (
+            # Older versions left the Broker out of it.
+            _checksum(0, seq, at, ttl, cause, via_number, head, data) != crc
+        ):
             raise Corrupt(f"The event at position {seq} is not what was written: its checksum differs.")
         head, only = split_head(head)
         attributes = attributes_of(head)
@@ -166,13 +171,34 @@ def attempt_of(row: tuple[Any, ...], uid: str) -> Attempt:
     return Attempt(seq, uid, at / 1e6, number, status, latency / 1e6, OUTCOMES[outcome], reason, revision, cold_start_s)
 
 
-def pack_open(seqs: Iterable[int]) -> bytes:
-    return array("q", seqs).tobytes()
+def pack_open(uid: str, broker: str, position: Position) -> bytes:
+    """The open positions of a subscription, and a checksum over all that its row says."""
+    opened = array("q", position.open).tobytes()
+    return opened + _position_checksum(uid, broker, position.through, opened)
 
 
-def unpack_open(packed: bytes) -> tuple[int, ...]:
-    return tuple(array("q", packed))
+def unpack_open(uid: str, broker: str, through: int, packed: bytes) -> tuple[int, ...]:
+    """The open positions. Raises Corrupt where the row is not what was written."""
+    opened, crc = packed, b""
+    if len(packed) % _SEQ_BYTES:  # older versions wrote no checksum
+        opened, crc = packed[:-_CRC_BYTES], packed[-_CRC_BYTES:]
+    if len(opened) % _SEQ_BYTES or (crc and crc != _position_checksum(uid, broker, through, opened)):
+        raise Corrupt(f"The position of subscription {uid} is not what was written: its checksum differs.")
+    return tuple(array("q", opened))
 
 
-def _checksum(seq: int, at: int, ttl: int, cause: int | None, via: int | None, head: bytes, data: bytes) -> int:
-    return zlib.crc32(data, zlib.crc32(head, zlib.crc32(_FIXED.pack(seq, at, ttl, cause or 0, via or 0))))
+def _position_checksum(uid: str, broker: str, through: int, opened: bytes) -> bytes:
+    words = f"{uid} {broker} {through} ".encode("utf-8", "surrogatepass")
+    return zlib.crc32(opened, zlib.crc32(words)).to_bytes(_CRC_BYTES, "little")
+
+
+@functools.lru_cache(maxsize=1024)
+def _seed(broker: str) -> int:
+    """Begins the checksums of a Broker's events, so that none is ever taken for another Broker's."""
+    return zlib.crc32(broker.encode("utf-8", "surrogatepass"))
+
+
+def _checksum(
+    seed: int, seq: int, at: int, ttl: int, cause: int | None, via: int | None, head: bytes, data: bytes
+) -> int:
+    return zlib.crc32(data, zlib.crc32(head, zlib.crc32(_FIXED.pack(seq, at, ttl, cause or 0, via or 0), seed)))

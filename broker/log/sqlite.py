@@ -23,6 +23,7 @@ from broker.ledger import Attempt
 from broker.log import retention as sweeping
 from broker.log import schema
 from broker.log.files import Files
+from broker.log.pages import Pages
 from broker.log.port import (
     FLUSH_INTERVAL_S,
     MAX_PENDING_BYTES,
@@ -30,7 +31,6 @@ from broker.log.port import (
     MAX_PENDING_NOTES,
     Appended,
     Entry,
-    LogFull,
     Page,
     Position,
     Record,
@@ -39,7 +39,8 @@ from broker.log.port import (
     announce,
     answer,
 )
-from core.errors import Corrupt, Overloaded, PenstockError, Unavailable
+from broker.log.refusals import unavailable
+from core.errors import Overloaded, PenstockError, Unavailable
 
 __all__ = ["SqliteLog"]
 
@@ -48,8 +49,6 @@ T = TypeVar("T")
 
 #: After a failed commit, before what can be kept is tried again by itself.
 RETRY_INTERVAL_S: Final = 1.0
-#: A page of events read at once ends after this many bytes.
-PAGE_BYTES: Final = 512 * 1024
 #: How far the index by id may lag behind the events.
 INDEX_EVERY: Final = 1024
 
@@ -120,12 +119,11 @@ class SqliteLog:
         self._thread.start()
         try:
             self._files = await self._job(lambda: Files(self._path, self._retention.full_bytes))
-        except Unavailable as error:
+        except Unavailable:
             self._stop_thread()
-            mended = "make it usable, restore it from a backup, or move it away to start without events"
-            raise Unavailable(f"{error} Its file is {self._path}: {mended}.") from error
+            raise
         found = self._files.found
-        self._writer, self._reader = self._files.writer, self._files.reader
+        self._writer, self._pages = self._files.writer, Pages(self._files.reader, self._path, self._uids)
         self._last, self._next, self._indexed = found.last, found.last + 1, found.indexed
         self._brokers = {name: number for number, name in found.brokers.items()}
         for kept in found.subscriptions:
@@ -279,7 +277,7 @@ class SqliteLog:
         try:
             self._insert(batch)
         except sqlite3.Error as error:
-            self._written(batch, _unavailable(error))
+            self._written(batch, unavailable(error, self._path))
             return
         index = self._last - self._indexed >= INDEX_EVERY
         self._jobs.put(lambda: self._commit(batch, index))
@@ -312,7 +310,10 @@ class SqliteLog:
         for subscription in batch.dirty.values():
             position = subscription.snapshot()
             number_of = self._numbers[subscription.uid]
-            broker, opened = self._broker_number(subscription.broker), schema.pack_open(position.open)
+            broker, opened = (
+                self._broker_number(subscription.broker),
+                schema.pack_open(subscription.uid, subscription.broker, position),
+            )
             row = (number_of, subscription.uid, broker, subscription.name, position.through, opened)
             connection.execute(schema.KEEP_POSITION, row)
         if batch.dropped:
@@ -387,55 +388,16 @@ class SqliteLog:
     # ---- reading, on the loop's thread
 
     def _read(self, broker: str, after: int, limit: int, then: Callable[[Page | PenstockError], None]) -> None:
-        sql = f"{schema.SELECT_EVENT} WHERE broker = ? AND seq > ? ORDER BY seq LIMIT ?"
-        then(self._page(sql, (self._brokers.get(broker, 0), after, limit), broker, after, limit))
+        then(self._pages.page(broker, self._brokers.get(broker, 0), after, limit, self._last))
 
     def _pick(self, broker: str, seqs: tuple[int, ...], then: Callable[[Page | PenstockError], None]) -> None:
-        marks = ", ".join("?" * len(seqs))
-        sql = f"{schema.SELECT_EVENT} WHERE seq IN ({marks}) AND broker = ? ORDER BY seq"
-        then(self._page(sql, (*seqs, self._brokers.get(broker, 0)), broker, 0, len(seqs) + 1))
+        then(self._pages.pick(broker, self._brokers.get(broker, 0), seqs))
 
     def _seek(self, broker: str, at: float, then: Callable[[int | PenstockError], None]) -> None:
-        result: int | PenstockError
-        try:
-            result = sweeping.seek(self._reader, self._brokers.get(broker, 0), schema.micros(at))
-        except sqlite3.Error as error:
-            result = _unavailable(error)
-        then(result)
+        then(self._pages.seek(self._brokers.get(broker, 0), at))
 
     def _recall(self, uid: str, then: Callable[[bytes | PenstockError], None]) -> None:
-        result: bytes | PenstockError
-        try:
-            row = self._reader.execute(schema.SELECT_MEMO, (self._numbers.get(uid, 0),)).fetchone()
-            result = row[0] if row is not None else b""
-        except sqlite3.Error as error:
-            result = _unavailable(error)
-        then(result)
-
-    def _page(self, sql: str, values: tuple[int, ...], broker: str, after: int, limit: int) -> Page | PenstockError:
-        records: list[Record] = []
-        corrupt: list[int] = []
-        size, through = 0, after
-        try:
-            cursor = self._reader.execute(sql, values)
-            for row in cursor:
-                through = row[0]
-                try:
-                    record = schema.record_of(row, broker, self._uids.get(row[5] or 0))
-                except Corrupt as error:
-                    facts = {"seq": through, "error": str(error)}
-                    logger.error("a stored event is corrupt and is not delivered", extra={"facts": facts})
-                    corrupt.append(through)
-                    continue
-                records.append(record)
-                size += len(record.entry.head) + len(record.entry.data)
-                if size >= PAGE_BYTES:
-                    break
-            cursor.close()
-        except sqlite3.Error as error:
-            return _unavailable(error)
-        more = size >= PAGE_BYTES or len(records) + len(corrupt) >= limit
-        return Page(records, through if more else max(through, self._last), tuple(corrupt), more)
+        then(self._pages.memo(self._numbers.get(uid, 0)))
 
     # ---- the writer thread
 
@@ -456,7 +418,7 @@ class SqliteLog:
                     self._writer.execute(sql)
             self._writer.execute("COMMIT")
         except sqlite3.Error as failed:
-            error = _unavailable(failed)
+            error = unavailable(failed, self._path)
         if index and error is None:
             self._indexed = batch.events[-1][0].seq if batch.events else self._last
         self._loop.call_soon_threadsafe(self._written, batch, error)
@@ -486,7 +448,10 @@ class SqliteLog:
             try:
                 result = work()
             except (sqlite3.Error, OSError, PenstockError) as error:
-                self._loop.call_soon_threadsafe(finish, None, _unavailable(error))
+                self._loop.call_soon_threadsafe(finish, None, unavailable(error, self._path))
+            except Exception as error:  # boundary: who waits must hear of it; it ends the thread
+                self._loop.call_soon_threadsafe(finish, None, error)
+                raise
             else:
                 self._loop.call_soon_threadsafe(finish, result, None)
 
@@ -498,11 +463,3 @@ class SqliteLog:
     def _stop_thread(self) -> None:
         self._jobs.put(None)
         self._thread.join()
-
-
-def _unavailable(error: Exception) -> Unavailable:
-    if isinstance(error, Unavailable):
-        return error
-    if isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-        return LogFull("The event log is full: the disk has no room, or the log has its largest permitted size.")
-    return Unavailable(f"The event log cannot be used now: {error}.")

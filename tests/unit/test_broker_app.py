@@ -89,7 +89,8 @@ async def test_a_log_that_is_no_database_is_told_as_unavailable(tmp_path: Path):
     (tmp_path / "log.db").write_bytes(b"not a database at all" * 100)
     status, answer = await get(tmp_path, "/penstock/v1/events")
     assert status == 503
-    assert "cannot be read now" in answer["message"]
+    assert "is damaged: file is not a database" in answer["message"]
+    assert "restore the file from a backup" in answer["message"]
 
 
 async def test_events_are_listed_with_their_attributes_and_how_they_stand(tmp_path: Path, log: SqliteLog):

@@ -189,7 +189,7 @@ class Mirror:
     def _write_subscription(self, file: sqlite3.Connection, uid: str, kept: Kept) -> None:
         position = kept.position
         broker = self._broker_number(file, kept.broker)
-        opened = schema.pack_open(position.open)
+        opened = schema.pack_open(uid, kept.broker, position)
         row = (self._number(file, uid), uid, broker, kept.name, int(not kept.dropped), position.through, opened)
         file.execute(_NAME_SUBSCRIPTION, row)
 
