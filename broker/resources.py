@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from broker import filters
-from broker.cesql import Expression, ParseError
+from broker.cesql import MAX_LENGTH, Expression, ParseError
 from broker.flow.settings import validate_flow
 from core.errors import FieldError
 from core.resources import (
@@ -329,7 +329,7 @@ def _expression_errors(text: str, path: str) -> Iterator[FieldError]:
     try:
         expression = Expression(text)
     except ParseError as error:
-        yield FieldError(path=path, rule=str(error), value=text)
+        yield FieldError(path=path, rule=str(error), value=text[:MAX_LENGTH])
         return
     for problem in expression.problems():
         yield FieldError(path=path, rule=problem, value=text)

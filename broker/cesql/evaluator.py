@@ -43,7 +43,7 @@ from broker.cesql.values import (
     type_of,
 )
 
-__all__ = ["Event", "Run", "compile_node", "result_type"]
+__all__ = ["Event", "Run", "compile_node", "compile_truth", "result_type"]
 
 #: An event's context attributes by name.
 Event = Mapping[str, Value]
@@ -130,6 +130,11 @@ def _cast(node: Node, around: Node, kind: Type, cast: Callable[[Value], V]) -> C
 
 def _uncastable(failed: CastFailed, around: Node) -> EvaluationError:
     return EvaluationError(ErrorKind.CAST, str(failed), around)
+
+
+def compile_truth(node: Node) -> Callable[[Event], bool]:
+    """The expression as an operand of AND, which its value is cast for."""
+    return _truth_of(node, node)
 
 
 def _text_of(node: Node, around: Node) -> Callable[[Event], str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from broker.cesql.errors import EvaluationError
-from broker.cesql.evaluator import Event, compile_node, result_type
+from broker.cesql.evaluator import Event, compile_node, compile_truth, result_type
 from broker.cesql.functions import FUNCTIONS, function
 from broker.cesql.parser import parse
 from broker.cesql.syntax import (
@@ -136,7 +136,7 @@ def _deciding(node: Node, event: Event) -> Node:
     """Which part of an expression that is false makes it so: of an AND the operand that is false."""
     if isinstance(node, Logic) and node.operator == "AND":
         for operand in node.operands:
-            if not compile_node(Logic("AND", (operand, operand)))(event):
+            if not compile_truth(operand)(event):
                 return _deciding(operand, event)
     return node
 

@@ -32,7 +32,9 @@ MAX_INTEGER: Final = 2**31 - 1
 #: Digits of the largest Integer. A longer text, leading zeros aside, is out of range: it is not read, which costs the
 #: square of its length.
 _MAX_DIGITS: Final = 10
-_INTEGER: Final = re.compile(r"([+-]?)0*([0-9]+)\Z")
+_INTEGER: Final = re.compile(r"[+-]?[0-9]+\Z")
+#: Characters of a value that an error shows: events that fail are many, and an attribute may be long.
+_SHOWN: Final = 60
 
 
 class Type(StrEnum):
@@ -64,22 +66,28 @@ def to_integer(value: Value) -> int:
     """Raises CastFailed."""
     if type(value) is not str:
         return int(value)
-    found = _INTEGER.match(value)
-    if found is not None and len(found[2]) <= _MAX_DIGITS:
-        number = int(found[1] + found[2])
+    if _INTEGER.match(value) is not None:
+        digits = value.lstrip("+-0")
+        number = int(digits or "0") if len(digits) <= _MAX_DIGITS else MAX_INTEGER + 2
+        if value[0] == "-":
+            number = -number
         if MIN_INTEGER <= number <= MAX_INTEGER:
             return number
-    raise CastFailed(f"{value!r} is not an integer of 32 bits")
+    raise CastFailed(f"{_shown(value)} is not an integer of 32 bits")
 
 
 def to_boolean(value: Value) -> bool:
     """Raises CastFailed."""
     if type(value) is not str:
         return bool(value)
-    lower = value.lower()
+    lower = value.lower() if len(value) <= len("false") else ""
     if lower in ("true", "false"):
         return lower == "true"
-    raise CastFailed(f"{value!r} is neither true nor false")
+    raise CastFailed(f"{_shown(value)} is neither true nor false")
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
 _TYPES: Final = {str: Type.STRING, int: Type.INTEGER, bool: Type.BOOLEAN}
