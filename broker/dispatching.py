@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 from broker.fanout import Fanout
-from broker.ledger import OutcomeName
+from broker.ledger import OUTCOMES, OutcomeName
 from broker.log.port import LedgerLog
 from broker.services import Sender, Services
-from broker.table import Table, TriggerSpec, part_of
+from broker.table import Table, TriggerSpec
 from core.clock import Clock
 from core.errors import Unavailable
 from core.net.names import Names
@@ -66,13 +66,13 @@ class Dispatching:
                 rng=self._rng,
                 count=self._deliveries.count,
             )
-            self._parts.append(_Part(log, classes, Fanout(services)))
+            self._parts.append(_Part(log, Fanout(services, classes)))
 
-    def swap(self, table: Table) -> None:
-        """Go by this table from now on."""
-        self._deliveries.forget_others(table)
+    def swap(self, table: Table, changed: Collection[str] | None = None) -> None:
+        """Go by this table from now on, as `Fanout.swap`."""
+        self._deliveries.forget_others(table, changed)
         for part in self._parts:
-            part.fanout.swap(part_of(table, part.classes))
+            part.fanout.swap(table, changed)
 
     def backlog(self, uid: str) -> int:
         """How many events wait for the Trigger of this uid, at most."""
@@ -108,11 +108,10 @@ class Dispatching:
 
 
 class _Part:
-    """One log, and the classes of the Brokers whose events it keeps."""
+    """One log, and what delivers its events."""
 
-    def __init__(self, log: LedgerLog, classes: frozenset[str], fanout: Fanout) -> None:
+    def __init__(self, log: LedgerLog, fanout: Fanout) -> None:
         self.log = log
-        self.classes = classes
         self.fanout = fanout
 
 
@@ -144,8 +143,12 @@ class _Deliveries:
         self._keys[(trigger.uid, outcome)] = trigger.key
         return made
 
-    def forget_others(self, table: Table) -> None:
-        """End the series of Triggers that are gone."""
-        for held in [held for held in self._counters if held[0] not in table.triggers]:
-            del self._counters[held]
-            self._metrics.forget(_DELIVERIES, trigger=self._keys.pop(held), outcome=held[1])
+    def forget_others(self, table: Table, changed: Collection[str] | None) -> None:
+        """End the series of Triggers that are gone; of all, or of those that changed."""
+        uids = {uid for uid, _ in self._counters} if changed is None else changed
+        for uid in uids:
+            if uid in table.triggers:
+                continue
+            for outcome in OUTCOMES:
+                if self._counters.pop((uid, outcome), None) is not None:
+                    self._metrics.forget(_DELIVERIES, trigger=self._keys.pop((uid, outcome)), outcome=outcome)

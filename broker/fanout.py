@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import partial
 from typing import Final
 
@@ -12,7 +12,7 @@ from broker.dispatch import Dispatcher
 from broker.index import FilterIndex
 from broker.log.port import Record
 from broker.services import Services
-from broker.table import EMPTY, Table, TriggerSpec
+from broker.table import Table, TriggerSpec
 from core.errors import PenstockError
 
 __all__ = ["Fanout"]
@@ -37,9 +37,10 @@ _STORE_S: Final = 5.0
 class Fanout:
     """Hears each stored event, and offers it to the dispatchers that want it. Used on the loop's thread."""
 
-    def __init__(self, services: Services) -> None:
+    def __init__(self, services: Services, classes: Collection[str]) -> None:
+        """`classes` are those of the Brokers whose events the log keeps."""
         self._services = services
-        self._takers: Mapping[str, FilterIndex[str]] = {}
+        self._classes = classes
         self._dispatchers: dict[str, Dispatcher] = {}
         self._leaving: set[Dispatcher] = set()
         #: By uid, what still runs for Triggers that other processes should have.
@@ -47,7 +48,9 @@ class Fanout:
         #: The uids of the Triggers that this process delivers for; others that share the log have the rest.
         self._held: set[str] = set()
         self._closed = False
-        self.table: Table = EMPTY
+        #: This log's Triggers, by uid, and by Broker the index of what they want.
+        self._triggers: dict[str, TriggerSpec] = {}
+        self._takers: dict[str, FilterIndex[str]] = {}
         services.log.tail(self.publish)
 
     def publish(self, record: Record) -> None:
@@ -76,32 +79,59 @@ class Fanout:
                 logger.exception("a Trigger could not take an event; it is looked for again", extra={"facts": facts})
                 dispatcher.mend()
 
-    def swap(self, table: Table) -> None:
-        """Go by this table from now on. A Trigger that is not in it was deleted, and its position goes; or it cannot be
-        read, and its position stays."""
+    def swap(self, table: Table, changed: Collection[str] | None = None) -> None:
+        """Go by this table from now on. `changed` are the uids of the Triggers that are not as they were in the last
+        one, or whose Broker is not; None where that is not known. A Trigger that is not in the table was deleted, and
+        its position goes; or it cannot be read, and its position stays."""
         if self._closed:
             return
-        before, self.table, self._takers = self.table, table, table.takers
-        for uid, dispatcher in list(self._dispatchers.items()):
-            if uid not in table.triggers:
-                del self._dispatchers[uid]
-                self._end(dispatcher)
-        log = self._services.log
-        for uid in before.triggers:
-            if uid not in table.triggers:
-                self._held.discard(uid)
-                self._stop_handing(uid)
-                log.release(uid)
-        for uid in tuple(log.subscriptions()):
-            if uid not in table.triggers and uid not in table.unread:
+        log, uids = self._services.log, changed
+        if uids is None:
+            uids = dict.fromkeys((*self._triggers, *log.subscriptions(), *table.triggers))
+        here: list[TriggerSpec] = []
+        for uid in uids:
+            trigger = table.served(uid, self._classes)
+            if trigger is not None:
+                here.append(trigger)
+                continue
+            self._leave(uid)
+            if uid in log.subscriptions() and not table.waits(uid):
                 log.unsubscribe(uid)
-        for uid, trigger in table.triggers.items():
-            held = self._dispatchers.get(uid)
-            if held is None:
-                if uid not in before.triggers:
-                    self._claim(uid)
-            elif held.trigger != trigger:
-                held.update(trigger)
+        for trigger in here:
+            self._put(trigger)
+
+    def _put(self, trigger: TriggerSpec) -> None:
+        """The Trigger is new, or changed, or as it was."""
+        before = self._triggers.get(trigger.uid)
+        if before == trigger:
+            return
+        if before is not None and before.broker != trigger.broker:
+            self._unfile(before)
+        self._triggers[trigger.uid] = trigger
+        self._takers.setdefault(trigger.broker, FilterIndex()).put(trigger.uid, trigger.filter)
+        if before is None:
+            self._claim(trigger.uid)
+        elif (dispatcher := self._dispatchers.get(trigger.uid)) is not None:
+            dispatcher.update(trigger)
+
+    def _leave(self, uid: str) -> None:
+        """The Trigger is not one of this log's any more, if it was."""
+        trigger = self._triggers.pop(uid, None)
+        if trigger is None:
+            return
+        self._unfile(trigger)
+        dispatcher = self._dispatchers.pop(uid, None)
+        if dispatcher is not None:
+            self._end(dispatcher)
+        self._held.discard(uid)
+        self._stop_handing(uid)
+        self._services.log.release(uid)
+
+    def _unfile(self, trigger: TriggerSpec) -> None:
+        takers = self._takers[trigger.broker]
+        takers.drop(trigger.uid)
+        if not takers:
+            del self._takers[trigger.broker]
 
     def _claim(self, uid: str) -> None:
         log = self._services.log
@@ -111,7 +141,7 @@ class Fanout:
 
     def _granted(self, uid: str, newest: int) -> None:
         """This process is to deliver for the Trigger."""
-        trigger = self.table.triggers.get(uid)
+        trigger = self._triggers.get(uid)
         if trigger is not None and not self._closed:
             self._held.add(uid)
             self._enter(trigger, newest)
@@ -155,7 +185,7 @@ class Fanout:
     def _let_go(self, uid: str) -> None:
         """Let another process have it, and take it again if that one fails."""
         self._services.log.release(uid)
-        if uid in self.table.triggers and not self._closed:
+        if uid in self._triggers and not self._closed:
             self._claim(uid)
 
     def _enter(self, trigger: TriggerSpec, newest: int) -> None:
@@ -180,12 +210,12 @@ class Fanout:
         log.seek(trigger.broker, trigger.created_at, found)
 
     def _seek_again(self, uid: str, newest: int) -> None:
-        trigger = self.table.triggers.get(uid)
+        trigger = self._triggers.get(uid)
         if trigger is not None and uid not in self._dispatchers and not self._closed:
             self._enter(trigger, newest)
 
     def _begin(self, uid: str, start: int) -> None:
-        trigger = self.table.triggers.get(uid)
+        trigger = self._triggers.get(uid)
         if trigger is None or uid not in self._held or uid in self._dispatchers or self._closed:
             return  # deleted, another process has it, or this one drains
         subscription = self._services.log.subscribe(uid, trigger.broker, trigger.key, start)
@@ -224,7 +254,7 @@ class Fanout:
         self._closed = True
         log = self._services.log
         last = log.last()
-        for uid in self.table.triggers:
+        for uid in self._triggers:
             if uid not in self._dispatchers and uid not in self._handing:
                 log.release(uid)
         for uid, dispatcher in self._dispatchers.items():

@@ -15,7 +15,7 @@ import msgspec
 
 from broker.explain import EventView, Explanation, explain, listed
 from broker.log.query import Found, LogQuery, Slice
-from broker.table import Table, TriggerSpec, part_of
+from broker.table import Table, TriggerSpec
 from core.errors import InvalidInput
 
 __all__ = ["Cursor", "EventList", "Library", "merged"]
@@ -93,9 +93,8 @@ class Library:
 
     def _triggers(self, reader: LogQuery, table: Table) -> list[TriggerSpec]:
         """The Triggers that the reader's log may have to do with: not those of a Broker that another log serves."""
-        part = part_of(table, self._classes[reader])
-        waiting = (trigger for uid, trigger in table.triggers.items() if uid in part.unread)
-        return [*part.triggers.values(), *waiting]
+        classes = self._classes[reader]
+        return [trigger for uid, trigger in table.triggers.items() if table.served(uid, classes) or table.waits(uid)]
 
     def _cursors(self, events: Iterable[tuple[str, Found]], start: Cursor) -> Iterator[str]:
         """The cursor after each of these events, which follow `start`."""

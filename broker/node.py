@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Final, Literal
 
 from broker.dispatching import Dispatching
 from broker.ingress import Ingress
 from broker.log.port import LedgerLog, Record
-from broker.resources import class_of
 from broker.services import Sender
 from broker.table import GIVERS, TAKERS, Table, TableBuilder
 from core.clock import Clock
@@ -65,7 +64,9 @@ class BrokerNode:
         self._logs = dict(logs)
         self._hear = hear if "dispatch" in roles else None
         self._classes = awaited.union(logs)
-        self._builder = TableBuilder()
+        self._builder = TableBuilder(self._classes)
+        #: The next change is the first, or an earlier one was not taken in to its end: all is looked at.
+        self._anew = True
         self._pages = Pages(metrics=metrics, checks={HEALTH: self.problem})
         self._ingress: Ingress | None = None
         self._dispatching: Dispatching | None = None
@@ -176,17 +177,27 @@ class BrokerNode:
             self._broken.set()
 
     def _changed(self, changes: Sequence[Observed]) -> None:
-        self._go_by(
-            chain.from_iterable(map(self._follower.list, GIVERS)), chain.from_iterable(map(self._follower.list, TAKERS))
-        )
+        if self._anew:
+            self._go_by(
+                chain.from_iterable(map(self._follower.list, GIVERS)),
+                chain.from_iterable(map(self._follower.list, TAKERS)),
+            )
+        else:
+            self._anew = True
+            changed = self._builder.update(changes)
+            self._swap(self._builder.table, changed)
+        self._anew = False
 
     def _go_by(self, brokers: Iterable[Resource], triggers: Iterable[Resource]) -> None:
-        served = (broker for broker in brokers if class_of(broker) in self._classes)
-        self._swap(self._builder.build(served, triggers))
+        self._swap(self._builder.build(brokers, triggers))
 
-    def _swap(self, table: Table) -> None:
+    def _swap(self, table: Table, changed: Collection[str] | None = None) -> None:
+        """Go by this table. `changed` are the uids of the Triggers that are not as they were in the last one; None
+        where that is not known."""
+        if table is self._table and changed is not None:
+            return
         self._table = table
         if self._dispatching is not None:  # first: a new Trigger hears what arrives from now on
-            self._dispatching.swap(table)
+            self._dispatching.swap(table, changed)
         if self._ingress is not None:
             self._ingress.swap(table)

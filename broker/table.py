@@ -12,10 +12,10 @@ from broker import filters
 from broker.delivery import Policy
 from broker.filters import ANYTHING
 from broker.flow.settings import PLAIN, Flow, flow_of
-from broker.index import FilterIndex
 from broker.messaging import IN_MEMORY_CHANNEL, SUBSCRIPTION, InMemoryChannelShape, SubscriptionShape, channel_name
 from broker.resources import BROKER, DEFAULT_CLASS, TRIGGER, BrokerShape, TriggerShape, class_of, compile_filter
 from core.clock import parse_rfc3339
+from core.control.cache import Observed
 from core.resources import DeliveryShape, Destination, Resource, parse_iso_duration
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "TriggerSpec",
     "broker_spec",
     "channel_spec",
-    "part_of",
     "subscription_spec",
     "trigger_spec",
 ]
@@ -96,16 +95,25 @@ class TriggerSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Table(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything as of one moment. `paths` finds a Broker by its ingress path, `takers` its Triggers' uids by event.
-
-    `unread` are the uids of Triggers that exist and get nothing here, and keep their position: they cannot be read, or
-    (in a `part_of` a table) their Broker is not there."""
+    """Everything as of one moment. `paths` finds a Broker by its ingress path; `unread` are the uids of Triggers that
+    exist and cannot be read."""
 
     brokers: Mapping[str, BrokerSpec] = {}
     triggers: Mapping[str, TriggerSpec] = {}
     paths: Mapping[bytes, BrokerSpec] = {}
-    takers: Mapping[str, FilterIndex[str]] = {}
     unread: frozenset[str] = frozenset()
+
+    def served(self, uid: str, classes: Collection[str]) -> TriggerSpec | None:
+        """The Trigger, if its Broker is there and of one of these classes: of a log that keeps their events."""
+        trigger = self.triggers.get(uid)
+        broker = None if trigger is None else self.brokers.get(trigger.broker)
+        return trigger if broker is not None and broker.log_class in classes else None
+
+    def waits(self, uid: str) -> bool:
+        """Whether the Trigger exists and nobody can say which log it has to do with, because it is not readable or its
+        Broker is not there: it keeps its position, in whichever log that is."""
+        trigger = self.triggers.get(uid)
+        return uid in self.unread if trigger is None else trigger.broker not in self.brokers
 
 
 EMPTY: Final = Table()
@@ -213,49 +221,110 @@ def _backoff(text: str) -> Literal["linear", "exponential"]:
     return "linear" if text == "linear" else "exponential"
 
 
-def part_of(table: Table, classes: Collection[str]) -> Table:
-    """What a log has to do with that keeps the events of these classes. A Trigger whose Broker does not exist waits for
-    it with its position, in whichever log that is; one of another log's Broker is not in this part at all."""
-    brokers = {key: broker for key, broker in table.brokers.items() if broker.log_class in classes}
-    waiting = (uid for uid, trigger in table.triggers.items() if trigger.broker not in table.brokers)
-    return Table(
-        brokers=brokers,
-        triggers={uid: trigger for uid, trigger in table.triggers.items() if trigger.broker in brokers},
-        unread=table.unread.union(waiting),
-        paths={path: broker for path, broker in table.paths.items() if broker.log_class in classes},
-        takers={broker: takers for broker, takers in table.takers.items() if broker in brokers},
-    )
-
-
 class TableBuilder:
-    """Builds tables, reading only those resources anew that changed since the last one."""
+    """Keeps `table`: the Brokers of these `classes` (of all, where none are named) and all Triggers, each read once for
+    each of its states. One that cannot be read is logged and left out: a Trigger whose filter is not understood gets
+    nothing."""
 
-    def __init__(self) -> None:
-        self._triggers: dict[tuple[str, str], TriggerSpec | None] = {}
+    def __init__(self, classes: Collection[str] | None = None) -> None:
+        self.table: Table = EMPTY
+        self._classes = classes
+        #: By uid, a Trigger's version and what it says, before its Broker's settings; None where it is not readable.
+        self._read: dict[str, tuple[str, TriggerSpec | None]] = {}
+        #: The uids of a Broker's Triggers, by its key, in the order in which they came.
+        self._of: dict[str, dict[str, None]] = {}
 
     def build(self, brokers: Iterable[Resource], triggers: Iterable[Resource]) -> Table:
-        """The table of these resources, of the kinds `GIVERS` and `TAKERS`. One that cannot be read is logged and left
-        out: a Trigger whose filter is not understood gets nothing."""
-        known = {broker.key: broker for resource in brokers if (broker := _read_broker(resource)) is not None}
+        """The table of these resources, of the kinds `GIVERS` and `TAKERS`, and of no others."""
+        known = {spec.key: spec for resource in brokers if (spec := self._broker(resource)) is not None}
+        held, self._read, self._of = self._read, {}, {}
         found: dict[str, TriggerSpec] = {}
-        held: dict[tuple[str, str], TriggerSpec | None] = {}
         for resource in triggers:
-            identity = (resource.meta.uid, resource.meta.resource_version)
-            trigger = self._triggers[identity] if identity in self._triggers else _read_trigger(resource)
-            held[identity] = trigger
+            trigger = self._take(resource, held.get(resource.meta.uid))
             if trigger is not None:
                 found[trigger.uid] = _merged(trigger, known.get(trigger.broker))
-        self._triggers = held
-        takers: dict[str, FilterIndex[str]] = {}
-        for spec in found.values():
-            takers.setdefault(spec.broker, FilterIndex()).put(spec.uid, spec.filter)
-        return Table(
-            brokers=known,
-            triggers=found,
-            unread=frozenset(uid for (uid, _), trigger in held.items() if trigger is None),
-            paths={f"/{key}".encode(): spec for key, spec in known.items()},
-            takers=takers,
-        )
+        unread = frozenset(uid for uid, (_, trigger) in self._read.items() if trigger is None)
+        self.table = Table(brokers=known, triggers=found, unread=unread, paths=_paths(known))
+        return self.table
+
+    def update(self, changes: Iterable[Observed]) -> Collection[str]:
+        """Take in what became of single resources: the uids of the Triggers that `table` does not have as it had them,
+        or whose Broker is not the same. Nothing else is looked at, so that ten thousand Triggers may come one by one.
+        """
+        brokers = dict(self.table.brokers)
+        told: dict[str, None] = {}
+        moved: dict[str, None] = {}
+        for change in changes:
+            if change.key.kind in GIVERS:
+                key = self._give(change, brokers)
+                if brokers.get(key) != self.table.brokers.get(key):
+                    moved |= self._of.get(key, {})
+            elif change.key.kind in TAKERS:
+                told |= self._told(change)
+        triggers, unread = dict(self.table.triggers), set(self.table.unread)
+        changed: list[str] = []
+        for uid in told | moved:
+            version, trigger = self._read.get(uid, (None, None))
+            before = triggers.pop(uid, None)
+            if trigger is not None:
+                triggers[uid] = _merged(trigger, brokers.get(trigger.broker))
+            if trigger is None and version is not None:
+                unread.add(uid)
+            else:
+                unread.discard(uid)
+            if uid in moved or triggers.get(uid) != before or (uid in unread) != (uid in self.table.unread):
+                changed.append(uid)
+        if brokers != self.table.brokers:
+            self.table = msgspec.structs.replace(self.table, brokers=brokers, paths=_paths(brokers))
+        if changed:
+            self.table = msgspec.structs.replace(self.table, triggers=triggers, unread=frozenset(unread))
+        return changed
+
+    def _broker(self, resource: Resource) -> BrokerSpec | None:
+        served = self._classes is None or class_of(resource) in self._classes
+        return _read_broker(resource) if served else None
+
+    def _give(self, change: Observed, brokers: dict[str, BrokerSpec]) -> str:
+        """Take in what became of a Broker or channel; its key."""
+        namespace, name = change.key.namespace, change.key.name
+        key = channel_name(namespace, name) if change.key.kind == IN_MEMORY_CHANNEL else f"{namespace}/{name}"
+        spec = None if change.after is None else self._broker(change.after)
+        if spec is None:
+            brokers.pop(key, None)
+        else:
+            brokers[key] = spec
+        return key
+
+    def _told(self, change: Observed) -> dict[str, None]:
+        """Take in what became of a Trigger; the uids that it is about: two where it was deleted and created again."""
+        before, after = change.before, change.after
+        uids = {each.meta.uid: None for each in (before, after) if each is not None}
+        held = {uid: self._drop(uid) for uid in uids}
+        if after is not None:
+            self._take(after, held[after.meta.uid])
+        return uids
+
+    def _take(self, resource: Resource, held: tuple[str, TriggerSpec | None] | None) -> TriggerSpec | None:
+        """Read a Trigger, unless this state of it was read before."""
+        uid, version = resource.meta.uid, resource.meta.resource_version
+        trigger = held[1] if held is not None and held[0] == version else _read_trigger(resource)
+        self._read[uid] = (version, trigger)
+        if trigger is not None:
+            self._of.setdefault(trigger.broker, {})[uid] = None
+        return trigger
+
+    def _drop(self, uid: str) -> tuple[str, TriggerSpec | None] | None:
+        held = self._read.pop(uid, None)
+        if held is not None and held[1] is not None:
+            of = self._of[held[1].broker]
+            del of[uid]
+            if not of:
+                del self._of[held[1].broker]
+        return held
+
+
+def _paths(brokers: Mapping[str, BrokerSpec]) -> dict[bytes, BrokerSpec]:
+    return {f"/{key}".encode(): spec for key, spec in brokers.items()}
 
 
 def _read_broker(resource: Resource) -> BrokerSpec | None:

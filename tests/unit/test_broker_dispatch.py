@@ -14,7 +14,7 @@ from broker.fanout import Fanout
 from broker.flow.settings import PARALLELISM
 from broker.log.memory import MemoryLog
 from broker.log.port import Entry, Page, Record
-from broker.resources import BROKER
+from broker.resources import BROKER, DEFAULT_CLASS
 from broker.services import Services
 from broker.table import TableBuilder
 from core.errors import PenstockError, Unavailable
@@ -46,7 +46,8 @@ class Plane:
                 clock=self.clock,
                 rng=random.Random(1),
                 count=lambda trigger, outcome, latency_s: None,
-            )
+            ),
+            {DEFAULT_CLASS},
         )
         self._builder = TableBuilder()
         self._version = 0

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from broker.fanout import MAX_HANDOVER_S, Fanout
 from broker.log.memory import MemoryLog
 from broker.log.port import Entry, Record
+from broker.resources import DEFAULT_CLASS
 from broker.services import Services
 from broker.table import TableBuilder
 from core.errors import PenstockError
@@ -59,7 +60,8 @@ class World:
                 clock=VirtualClock(),
                 rng=random.Random(1),
                 count=lambda trigger, outcome, latency_s: None,
-            )
+            ),
+            {DEFAULT_CLASS},
         )
         self.apply(*resources)
 

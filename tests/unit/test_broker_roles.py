@@ -9,7 +9,7 @@ from broker.log.memory import MemoryLog
 from broker.log.port import LedgerLog
 from broker.node import ROLES, BrokerNode, Role
 from broker.resources import BROKER, CLASS_ANNOTATION, DEFAULT_CLASS, REDIS_CLASS, TRIGGER
-from broker.table import TableBuilder, part_of
+from broker.table import TableBuilder
 from core.control.memory import MemoryStore
 from core.net.names import Names
 from core.resources import Key, ObjectMeta, Resource
@@ -193,15 +193,14 @@ def test_a_log_that_comes_later_serves_its_brokers_from_then_on_and_the_others_d
     run_virtual(main())
 
 
-def test_a_part_of_a_table_is_what_one_log_has_to_do_with():
+def test_a_log_serves_the_triggers_of_its_brokers_and_one_without_a_broker_waits_in_whichever_log():
     redis = broker("other").with_meta(annotations={CLASS_ANNOTATION: REDIS_CLASS})
-    triggers = [trigger("mine"), trigger("theirs", broker="other"), trigger("waiting", broker="none")]
+    broken = trigger("broken", filters=[{"exact": {"Type": "a"}}])
+    triggers = [trigger("mine"), trigger("theirs", broker="other"), trigger("waiting", broker="none"), broken]
     table = TableBuilder().build([broker(), redis], triggers)
-    part = part_of(table, {DEFAULT_CLASS})
-    assert list(part.brokers) == list(part.takers) == ["default/default"]
-    assert list(part.paths) == [b"/default/default"]
-    assert list(part.triggers) == ["uid-mine"]
-    assert part.unread == {"uid-waiting"}
+    uids = ("uid-mine", "uid-theirs", "uid-waiting", "uid-broken", "uid-never-was")
+    assert [uid for uid in uids if table.served(uid, {DEFAULT_CLASS})] == ["uid-mine"]
+    assert [uid for uid in uids if table.waits(uid)] == ["uid-waiting", "uid-broken"]
 
 
 # ---- roles
