@@ -161,11 +161,14 @@ class Intake:
             found.add(record.seq)
             self._taker.take(record)
         for seq in asked:
-            if seq not in found:
+            if seq not in found and (seq <= page.through or not page.more):
                 subscription.ack(seq)  # corrupt, or no longer kept
         self._tell_corrupt(page)
         self._taker.taken()
-        self.catch_up()
+        if page.more and self._retry is None:
+            self.begin()  # the page was too small for all of them
+        else:
+            self.catch_up()
 
     def _read(self, page: Page) -> None:
         taker = self._taker

@@ -65,9 +65,7 @@ class MemoryLog:
         asyncio.get_running_loop().call_soon(lambda: then(self._page(broker, after, limit)))
 
     def pick(self, broker: str, seqs: Iterable[int], then: Callable[[Page | PenstockError], None]) -> None:
-        wanted = set(seqs)
-        found = [record for record in self._records if record.seq in wanted and record.entry.broker == broker]
-        asyncio.get_running_loop().call_soon(then, Page(found, max(wanted, default=0)))
+        asyncio.get_running_loop().call_soon(lambda: then(self._picked(broker, set(seqs))))
 
     def subscribe(self, uid: str, broker: str, name: str, start: int) -> Subscription:
         held = self._subscriptions.get(uid)
@@ -145,6 +143,17 @@ class MemoryLog:
             found.append(record)
             size += _size(record)
         return Page(found, max(after, self._last))
+
+    def _picked(self, broker: str, wanted: set[int]) -> Page:
+        found: list[Record] = []
+        size = 0
+        for record in self._records:
+            if record.seq in wanted and record.entry.broker == broker:
+                if size > _PAGE_BYTES:
+                    return Page(found, found[-1].seq, more=True)
+                found.append(record)
+                size += _size(record)
+        return Page(found, max(wanted, default=0))
 
     def _low_water(self, broker: str) -> int:
         marks = [s.position().low_water for s in self._subscriptions.values() if s.broker == broker]

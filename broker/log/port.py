@@ -200,7 +200,8 @@ class EventLog(Protocol):
         ...
 
     def pick(self, broker: str, seqs: Iterable[int], then: Callable[[Page | PenstockError], None]) -> None:
-        """The events at these positions; those that are no longer kept are left out."""
+        """The events at these positions; those that are no longer kept are left out. A page that ends for its size has
+        looked at those up to its `through`: pick the others again."""
         ...
 
     def subscribe(self, uid: str, broker: str, name: str, start: int) -> Subscription:

@@ -148,6 +148,18 @@ class EventLogSuite:
         page = await pick(log, [records[3].seq, records[1].seq, 4242])
         assert ids(page) == ["b", "d"]
 
+    async def test_picking_more_than_a_page_holds_goes_on_after_it_and_nothing_is_skipped(self, log: EventLog):
+        records = await append(log, *(entry(str(n), data=bytes(400_000)) for n in range(6)))
+        wanted, found = [record.seq for record in records if record.entry.attributes["id"] != "2"], []
+        while True:
+            page = await pick(log, wanted)
+            found += ids(page)
+            if not page.more:
+                break
+            assert page.records
+            wanted = [seq for seq in wanted if seq > page.through]
+        assert found == ["0", "1", "3", "4", "5"]
+
     async def test_a_listener_that_fails_keeps_the_event_from_nobody_else(
         self, log: EventLog, caplog: pytest.LogCaptureFixture
     ):

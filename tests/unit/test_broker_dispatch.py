@@ -545,6 +545,23 @@ async def test_a_backlog_beyond_the_limit_stays_in_the_log_and_is_delivered_once
 
 
 @plane_test
+async def test_more_than_a_page_of_what_was_not_acknowledged_is_delivered_by_the_next_process():
+    first = Plane(trigger("t", delivery={**QUICK, "backoffDelay": "PT1000S"}))
+    first.script(HERE, Answer(503))
+    await asyncio.sleep(1)
+    names = [str(n) for n in range(MAX_OUTSTANDING)]
+    for name in names:
+        await first.send(name, subject="x" * 5_000)
+    await asyncio.sleep(1)
+    assert len(first.open()) == MAX_OUTSTANDING
+    await first.fanout.drain(1)
+    second = Plane(trigger("t"), log=first.log)
+    await asyncio.sleep(3000)
+    assert sorted(second.subscribers.ids(HERE), key=int) == names
+    assert second.open() == []
+
+
+@plane_test
 async def test_what_was_not_acknowledged_is_delivered_again_by_the_next_process():
     first = Plane(trigger("t", delivery={**QUICK, "backoffDelay": "PT1000S"}))
     first.subscribers.scripts[HERE] = lambda request, n: Answer(503 if request.event.id in "bd" else 202)
