@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from broker.flow.settings import FLOW_GROUP
 from tests.support.chaos.account import Account, Verdict
 from tests.support.chaos.http import Server, publish
 from tests.support.chaos.process import Death, Setup, Wanted
@@ -29,6 +30,8 @@ SENDERS: Final = 12
 PAUSE_S: Final = 0.08
 #: Starts and last deliveries of a busy machine take less.
 DEADLINE_S: Final = 60.0
+#: What the Trigger asks that wants its events in order.
+ORDER: Final = {f"{FLOW_GROUP}/order": "ordered"}
 #: A moment that a process was to die at and that does not come: it is killed then.
 PATIENCE_S: Final = 4.0
 
@@ -83,7 +86,7 @@ class Run:
         rng = random.Random(seed)
         self._plan = plan(kills, rng, sqlite="#" not in log)
         self._rng = rng
-        self._account = Account(NAMES, ordered=ORDERED if ORDER else ())
+        self._account = Account(NAMES, ordered=ORDERED)
         self._accepted = 0
         self._awaited = 0
         self._waits_for: Chaos | None = None
@@ -212,10 +215,6 @@ class Run:
             await asyncio.sleep(rng.uniform(0, PAUSE_S))
         if connection is not None:
             connection[1].transport.abort()
-
-
-#: What the Trigger asks that wants its events in order.
-ORDER: Final[dict[str, str]] = {}
 
 
 async def _ready(process: asyncio.subprocess.Process) -> bool:
