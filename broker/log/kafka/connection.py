@@ -42,6 +42,7 @@ __all__ = [
     "EARLIEST",
     "LATEST",
     "REQUEST_TIMEOUT_S",
+    "RETRY_S",
     "Connection",
     "Fetched",
     "patiently",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+from collections.abc import Collection
 from typing import Final
 
 from aiokafka.errors import ClusterAuthorizationFailedError, TopicAlreadyExistsError, TopicAuthorizationFailedError
 
-from broker.log.kafka.connection import Connection
+from broker.log.kafka.connection import RETRY_S, Connection
 from broker.log.kafka.layout import Topics
 from broker.log.port import Retention
 from core.errors import Unavailable
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 #: Enough to lose one and go on writing.
 REPLICAS: Final = 3
+#: A new topic is told of by every server within a moment, on a busy machine within seconds.
+SHOWN_WITHIN_S: Final = 15.0
 #: What a topic of ours takes in one batch: the log's batches end at a quarter of it, with an event more.
 MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 #: The same of the state topic: positions of a few thousand Triggers with all that they may have outstanding.
@@ -47,12 +51,27 @@ async def ensure(connection: Connection, topics: Topics, retention: Retention) -
     for topic, settings in wanted.items():
         if topic not in there:
             await _make(connection, topic, settings, topics.events)
-        elif there[topic] != 1:
+    for topic, partitions in (await _shown(connection, wanted)).items():
+        if partitions != 1:
             raise Unavailable(
-                f"Kafka's topic {topic} has {there[topic]} partitions; the event log needs one. Remove it, and the log "
+                f"Kafka's topic {topic} has {partitions} partitions; the event log needs one. Remove it, and the log "
                 "makes it anew."
             )
     await connection.know(wanted)
+
+
+async def _shown(connection: Connection, wanted: Collection[str]) -> dict[str, int]:
+    """Their numbers of partitions, once the server tells of all: of a new topic it does so only after a moment, so that
+    one that was not there may be another's, with other partitions."""
+    until_s = asyncio.get_running_loop().time() + SHOWN_WITHIN_S
+    while True:
+        there = await connection.topics()
+        unknown = [topic for topic in wanted if not there.get(topic)]
+        if not unknown:
+            return {topic: there[topic] for topic in wanted}
+        if asyncio.get_running_loop().time() > until_s:
+            raise Unavailable(f"Kafka made the topic {unknown[0]} and does not tell who leads it.")
+        await asyncio.sleep(RETRY_S)
 
 
 async def _make(connection: Connection, topic: str, settings: dict[str, str], events: str) -> None:
