@@ -121,7 +121,10 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
         someone.platform.stop()
 
 
-@pytest.mark.parametrize("page", ["getting-started.md", "events.md", "filters.md", "replay-and-dead-letters.md"])
+@pytest.mark.parametrize(
+    "page",
+    ["getting-started.md", "events.md", "filters.md", "replay-and-dead-letters.md", "channels-and-flows.md"],
+)
 def test_what_a_page_tells_to_type_does_what_it_shows(reader, page):
     reader.follow(document.ROOT / "docs" / page)
     assert reader.platform is not None

@@ -92,8 +92,9 @@ def test_an_event_type_says_whether_what_it_refers_to_is_there(reference, resour
     reconciler = EventTypeReconciler(addressables=ADDRESSABLES)
     status = reconciler.decide(event_type, held(*resources), 0).status
     assert status is not None
-    for entry in status["conditions"]:
-        assert (entry["status"], entry.get("reason")) in (expected, (expected[0], None))
+    told = {entry["type"]: (entry["status"], entry.get("reason")) for entry in status["conditions"]}
+    assert told["ReferenceExists"] == expected
+    assert told["Ready"][0] == expected[0]
     if reference == TO_BROKER:
         assert list(reconciler.related[BROKER](HERE, held(event_type))) == [event_type.key]
 

@@ -188,3 +188,36 @@ def test_a_broker_of_a_class_whose_log_is_not_there_has_no_address_and_says_why(
     assert conditions(outcome)["Ready"] == ("False", "BrokerClassNotServed")
     served = BrokerReconciler(classes=frozenset({"Penstock", "Redis"})).decide(redis, Held(), 0)
     assert conditions(served)["Ready"] == ("True", "")
+
+
+def test_a_destination_that_names_nothing_is_told_as_such():
+    trigger = make(TRIGGER, "t", {"broker": "default"})
+    found = conditions(TriggerReconciler().decide(trigger, Held(FINE), 0))
+    assert found["SubscriberResolved"] == ("False", "NoDestination")
+    broker = make(BROKER, "b", {"delivery": {"deadLetterSink": {}}})
+    assert conditions(BrokerReconciler().decide(broker, Held(), 0))["DeadLetterSinkResolved"] == (
+        "False",
+        "NoDestination",
+    )
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        pytest.param([FINE, SCAN], ("True", ""), id="both are there"),
+        pytest.param([FINE], ("Unknown", "SubscriptionNotConfigured"), id="no subscriber"),
+        pytest.param([BROKEN, SCAN], ("Unknown", "SubscriptionNotConfigured"), id="the Broker is not ready"),
+    ],
+)
+def test_a_trigger_is_subscribed_once_its_broker_is_ready_and_its_subscriber_has_an_address(held, expected):
+    trigger = make(TRIGGER, "t", {"broker": "default", "subscriber": TO_SCAN})
+    assert conditions(TriggerReconciler().decide(trigger, Held(*held), 0))["SubscriptionReady"] == expected
+
+
+def test_a_broker_without_a_dead_letter_sink_says_so():
+    found = conditions(BrokerReconciler().decide(make(BROKER, "b", {}), Held(), 0))
+    assert found == {
+        "Addressable": ("True", ""),
+        "DeadLetterSinkResolved": ("True", "DeadLetterSinkNotConfigured"),
+        "Ready": ("True", ""),
+    }

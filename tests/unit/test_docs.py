@@ -231,6 +231,15 @@ def test_reasons_in_tables_exist_in_the_code():
         assert {word for row in rows for word in re.findall(r"`((?:[A-Z]+[a-z]+){2,})`", row)} <= known, page
 
 
+def test_every_reason_of_the_broker_plane_is_reached_by_a_test():
+    tested = "".join(path.read_text() for path in sorted((ROOT / "tests/unit").glob("test_broker_*.py")))
+    for page in ("brokers-and-triggers.md", "channels-and-flows.md", "event-types.md"):
+        rows = [line.split("|") for line in section(page, "Conditions").splitlines() if line.startswith("| ")]
+        reasons = {word for row in rows for cell in row[1:3] for word in re.findall(r"`([A-Za-z]{6,})`", cell)}
+        assert len(reasons) > 2
+        assert {word for word in reasons if f'"{word}"' not in tested} == set(), page
+
+
 def test_every_reason_of_the_gateway_is_documented_and_no_other():
     reasons = texts_in_code(r"[a-z]+(?:-[a-z]+)+|stopping", within="serving/lane.py")
     reasons |= texts_in_code(r"[a-z]+(?:-[a-z]+)+", within="serving/gateway.py")
