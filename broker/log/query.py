@@ -13,7 +13,7 @@ import msgspec
 from broker.ledger import Attempt
 from broker.log import schema
 from broker.log.port import Position, Record
-from broker.log.refusals import unavailable
+from broker.log.refusals import damaged, unavailable
 from core.errors import Corrupt
 
 __all__ = ["MAX_SCANNED", "Delivery", "Found", "LogQuery", "LogReader", "Slice", "wanted_brokers"]
@@ -252,6 +252,8 @@ class LogReader:
                 yield connection if held == schema.FORMAT or held in schema.MIGRATIONS else None
         except sqlite3.Error as error:
             raise unavailable(error, self._path) from error
+        except (LookupError, TypeError, ValueError) as error:
+            raise damaged(self._path, f"a row is not what was written ({error!r})") from error
 
 
 _SELECT: Final = f"{schema.SELECT_EVENT[: -len(' FROM events')]}, broker FROM events"

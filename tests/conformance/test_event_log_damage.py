@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -63,11 +64,20 @@ class World:
         return int((number - 1) * PAGE)
 
 
-@pytest.fixture
-async def world(tmp_path: Path) -> World:
-    made = World(tmp_path / "log.db")
-    await made.fill()
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> World:
+    made = World(tmp_path_factory.mktemp("filled") / "log.db")
+    asyncio.run(made.fill())
     return made
+
+
+@pytest.fixture
+def world(filled: World, tmp_path: Path) -> World:
+    """One of the test's own: to damage."""
+    copied = World(tmp_path / "log.db")
+    shutil.copy(filled.path, copied.path)
+    copied.given, copied.positions = filled.given, filled.positions
+    return copied
 
 
 @pytest.fixture
@@ -244,6 +254,31 @@ async def test_a_file_that_cannot_be_gone_on_from_is_refused_with_what_to_do(wor
         await opened()
     assert f"The event log {world.path} is damaged" in str(refused.value)
     assert "restore the file from a backup" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "events SET at = NULL",
+        "events SET at = 'x', data = 7",
+        "attempts SET outcome = 99",
+        "attempts SET latency = 'x'",
+    ],
+)
+async def test_who_reads_a_damaged_log_for_people_gets_what_is_whole_or_a_reason(world: World, changed: str):
+    connection = sqlite3.connect(world.path)
+    connection.execute("PRAGMA writable_schema = 1")
+    with connection:
+        connection.execute("UPDATE sqlite_schema SET sql = replace(sql, ' NOT NULL', '') WHERE type = 'table'")
+    connection.close()
+    world.change(f"UPDATE {changed} WHERE seq = 5")
+    reader = LogReader(world.path)
+    found = reader.newest(EVENTS).events
+    assert len(found) == EVENTS
+    assert [each.seq for each in found if each.record is None] == ([5] if "events" in changed else [])
+    if "attempts" in changed:
+        with pytest.raises(Unavailable, match="damaged"):
+            reader.deliveries([5])
 
 
 async def test_a_log_of_an_older_version_opens_with_its_events_and_positions(world: World, opened):

@@ -30,6 +30,7 @@ from tests.conformance.event_log import (
 )
 from tests.conformance.log_query import LogQuerySuite
 from tests.conformance.shared_log import SharedLogSuite, claim, until
+from tests.support.disks import SmallDisk
 from tests.support.services import RedisServer
 
 pytestmark = pytest.mark.service("redis")
@@ -331,6 +332,66 @@ class TestLosingRedis:
         (later,) = await append(log, entry("after"))
         assert isinstance(later, Record)
         await control.close()
+
+    async def test_a_changed_record_is_told_as_corrupt_and_never_read(self, server: RedisServer, log: RedisLog):
+        records = await append(log, *(entry(name) for name in "abc"))
+        control = Connection(server.url)
+        stream = Keys("penstock").events(BROKER)
+        held = await control.run("XRANGE", stream, "-", "+")
+        await control.run("DEL", stream)
+        for number, (entry_id, (name, stored)) in enumerate(held):
+            changed = stored.replace(b"/test", b"/tesT") if number == 1 else stored
+            await control.run("XADD", stream, entry_id, name, changed)
+        await control.close()
+        page = await read(log)
+        assert ids(page) == ["a", "c"]
+        assert page.corrupt == (records[1].seq,)
+
+
+class TestARedisOnAFullDisk:
+    """The disk is a small one of its own (`tests.support.disks`)."""
+
+    @pytest.fixture
+    def disk(self, tmp_path: Path) -> Iterator[SmallDisk]:
+        with SmallDisk(tmp_path / "disk", 8 * 1024 * 1024) as disk:
+            yield disk
+
+    @pytest.mark.parametrize("sync", ["everysec", "always"])
+    async def test_it_refuses_events_keeps_what_it_has_and_goes_on_once_there_is_room(self, disk: SmallDisk, sync: str):
+        server = RedisServer(disk.at, disk.inside)
+        server.start("--appendfsync", sync)
+        log = RedisLog(server.url, owner="first")
+        try:
+            await log.open()
+            await self._fill_and_free(log, server, disk, sync)
+            await log.close()
+        finally:
+            server.kill()
+
+    async def _fill_and_free(self, log: RedisLog, server: RedisServer, disk: SmallDisk, sync: str) -> None:
+        (before,) = await append(log, entry("before"))
+        disk.fill()
+        refused: list[Unavailable] = []
+        while len(refused) < 3:
+            try:
+                await append(log, entry("large", data=bytes(100_000)))
+            except Unavailable as error:
+                refused.append(error)
+        if sync == "everysec":
+            assert isinstance(refused[-1], LogFull)
+            assert "No space left on device" in str(refused[-1])
+            assert ids(await read(log))[:1] == ["before"]
+        else:  # one that syncs each write ends where it cannot
+            server.kill()
+        disk.make_room()
+        if sync == "always":
+            server.start()
+        (after,) = await _patiently(lambda: append(log, entry("after")))
+        page = await read(log)
+        assert ids(page)[0] == "before"
+        assert ids(page)[-1] == "after"
+        assert after.seq > before.seq
+        await _patiently(log.flush)
 
 
 async def _patiently(work: Callable[[], Awaitable[T]]) -> T:

@@ -110,10 +110,12 @@ def missing() -> list[Service]:
 
 
 class RedisServer:
-    """A redis-server of our own that answers once what it wrote is on disk."""
+    """A redis-server of our own that answers once what it wrote is on disk. `placed` says how it is run where its
+    folder is on a disk of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, placed: Callable[..., list[str]] = lambda *command: [*command]) -> None:
         self.folder = folder
+        self._placed = placed
         self.port = _free_port()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -128,7 +130,7 @@ class RedisServer:
         settings |= {"appendfsync": "always", "daemonize": "no", "logfile": self.folder / "redis.log"}
         flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
         self._process = subprocess.Popen(
-            ["redis-server", *flags, *options], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            self._placed("redis-server", *flags, *options), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
         )
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not self._answers():

@@ -4,12 +4,14 @@ import itertools
 import random
 
 import pytest
+from aiokafka.errors import KafkaStorageError, NotEnoughReplicasError
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.ledger import Attempt
 from broker.log.kafka.address import Address, address_of, shown
 from broker.log.kafka.batch import BATCH_POSITIONS, HURRIED_POSITIONS, Batch, payloads
+from broker.log.kafka.connection import unavailable
 from broker.log.kafka.layout import (
     Said,
     Stored,
@@ -26,8 +28,8 @@ from broker.log.kafka.layout import (
 )
 from broker.log.kafka.retention import Sizes, removable
 from broker.log.kafka.state import LEASE_S, Holder, State
-from broker.log.port import Position, Subscription
-from core.errors import Corrupt
+from broker.log.port import LogFull, Position, Subscription
+from core.errors import Corrupt, Unavailable
 
 
 class Topic:
@@ -385,3 +387,16 @@ def test_an_address_is_read(written: str, read: Address):
 def test_an_address_that_cannot_be_read_is_refused_with_the_reason(written: str, why: str):
     with pytest.raises(ValueError, match=why):
         address_of(written)
+
+
+@pytest.mark.parametrize(
+    ("error", "refusal"),
+    [
+        pytest.param(KafkaStorageError(), LogFull, id="disk"),
+        pytest.param(NotEnoughReplicasError(), Unavailable, id="replicas"),
+        pytest.param(OSError("away"), Unavailable, id="connection"),
+        pytest.param(LogFull("full"), LogFull, id="said already"),
+    ],
+)
+def test_what_kafka_answers_becomes_the_refusal_of_the_same_meaning(error: Exception, refusal: type[Exception]):
+    assert type(unavailable(error)) is refusal

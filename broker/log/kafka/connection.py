@@ -35,6 +35,7 @@ from aiokafka.structs import TopicPartition
 
 from broker.log.kafka.address import address_of
 from broker.log.kafka.sizes import DescribeLogDirs, size_in
+from broker.log.port import LogFull
 from core.errors import Unavailable
 
 __all__ = [
@@ -322,6 +323,8 @@ def unavailable(error: BaseException) -> Unavailable:
     """What the platform says of an error of CONNECTION_ERRORS."""
     if isinstance(error, Unavailable):
         return error
+    if isinstance(error, KafkaStorageError):
+        return LogFull(f"The event log is full, or its disk is broken: {reason(error)}.")
     return Unavailable(f"The event log cannot be used now: {reason(error)}.")
 
 

@@ -42,6 +42,9 @@ CANCEL_AGAIN_S: Final = 0.1
 #: What a command raises where the server is away, or refuses.
 CONNECTION_ERRORS: Final = (RedisError, OSError)
 
+#: How Redis begins where it takes nothing because it cannot write to its disk. One that syncs each write ends instead.
+_CANNOT_PERSIST: Final = "MISCONF"
+
 Word = str | bytes | int | float
 
 
@@ -128,6 +131,8 @@ def unavailable(error: BaseException) -> Unavailable:
         return error
     if isinstance(error, OutOfMemoryError):
         return LogFull("The event log is full: Redis has all the memory that it may use (maxmemory).")
+    if str(error).startswith(_CANNOT_PERSIST):
+        return LogFull(f"The event log is full, or its disk is broken: Redis says {str(error).rstrip('.')}.")
     return Unavailable(f"The event log cannot be used now: {str(error).rstrip('.')}.")
 
 
