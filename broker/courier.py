@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Final, Protocol
 
-from broker.delivery import Decision, Done, Outcome, RetryAt, decide
+from broker.delivery import DeadLetter, Decision, Done, Outcome, RetryAt, decide
 from broker.destinations import Destination, Destinations
 from broker.ledger import Attempt, OutcomeName
 from broker.log.port import Entry, Record
@@ -23,7 +24,7 @@ from core.limits import MAX_REPLY_BYTES
 from core.net.served import Served, served_by
 from core.net.types import ConnectionLost, NetError, Response
 
-__all__ = ["Courier", "Delivery", "Window"]
+__all__ = ["Batch", "Courier", "Delivery", "Window"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,28 @@ class Delivery:
         return {"trigger": self.courier.trigger.key, "position": self.record.seq}
 
 
+class Batch:
+    """Several events on their way in one request. They are retried together, and given up one by one."""
+
+    __slots__ = ("attempt", "courier", "deliveries", "resent")
+
+    def __init__(self, deliveries: tuple[Delivery, ...]) -> None:
+        self.courier = deliveries[0].courier
+        self.deliveries = deliveries
+        self.attempt = 0
+        self.resent = False
+
+    def answered(self, result: Response | NetError) -> None:
+        try:
+            self.courier.batch_answered(self, result)
+        except Exception as error:  # boundary: as for one event
+            logger.exception("what follows from an answer failed by a fault", extra={"facts": self.facts()})
+            self.courier.failed(self, error)
+
+    def facts(self) -> dict[str, str | int]:
+        return {**self.deliveries[0].facts(), "events": len(self.deliveries)}
+
+
 class Window(Protocol):
     """Whose deliveries they are. Each attempt ends with one of these calls, after it has left `Courier.under_way`."""
 
@@ -97,6 +120,14 @@ class Window(Protocol):
 
     def later(self, delivery: Delivery, delay_s: float) -> None:
         """Another attempt is due after this time."""
+        ...
+
+    def batch_again(self, batch: Batch) -> None:
+        """As `again`."""
+        ...
+
+    def batch_later(self, batch: Batch, delay_s: float) -> None:
+        """As `later`, for all of it together."""
         ...
 
     def as_letter(self, delivery: Delivery) -> None:
@@ -118,7 +149,7 @@ class Courier:
         self._window = window
         self._loop = asyncio.get_running_loop()
         self._stopped = False
-        self.under_way: set[Delivery] = set()
+        self.under_way: set[Delivery | Batch] = set()
         self.update(trigger)
 
     def update(self, trigger: TriggerSpec) -> None:
@@ -166,29 +197,52 @@ class Courier:
             head, data = self.places.plain(entry.head), entry.data
         else:
             head, data = self.places.encode(other or entry.event(), structured=policy.structured)
+        delivery.asks = place.target.function
+        self._fetch(place, head, data, delivery.answered)
+
+    def send_batch(self, batch: Batch, place: Destination) -> None:
+        """Make an attempt with all events of a batch."""
+        self.under_way.add(batch)
+        now = self._services.clock.now()
+        for delivery in batch.deliveries:
+            delivery.attempt += 1
+            delivery.number += 1
+            delivery.began = now
+            delivery.asks = place.target.function
+        batch.attempt = max(delivery.attempt for delivery in batch.deliveries)
+        try:
+            head, body = self.places.encode_batch(delivery.record.entry.event() for delivery in batch.deliveries)
+            self._fetch(place, head, body, batch.answered)
+        except Exception as error:  # boundary: as for an answer
+            logger.exception("events could not be sent by a fault", extra={"facts": batch.facts()})
+            self.failed(batch, error)
+
+    def _fetch(self, place: Destination, head: bytes, body: bytes, then: Callable[[Response | NetError], None]) -> None:
         target = place.target
-        delivery.asks = target.function
         self._services.client.fetch(
             target.address,
             b"POST",
             target.path,
             place.headers,
-            data,
-            timeout_s=policy.timeout_s,
+            body,
+            timeout_s=self.trigger.policy.timeout_s,
             max_bytes=MAX_REPLY_BYTES,
-            then=delivery.answered,
+            then=then,
             encoded_headers=head,
             tls=target.tls,
         )
 
-    def failed(self, delivery: Delivery, error: Exception) -> None:
+    def failed(self, delivery: Delivery | Batch, error: Exception) -> None:
         """An attempt ended by a fault of the platform's own: it counts as one that failed, so that others follow."""
         # In a turn of its own: whoever sends is in the middle of it.
         self._loop.call_soon(self._faulted, delivery, Outcome(0, error=f"the platform failed: {error!r}"))
 
-    def _faulted(self, delivery: Delivery, outcome: Outcome) -> None:
+    def _faulted(self, delivery: Delivery | Batch, outcome: Outcome) -> None:
         if delivery in self.under_way:
-            self._ended(delivery, outcome, b"")
+            if isinstance(delivery, Batch):
+                self._batch_ended(delivery, outcome, b"")
+            else:
+                self._ended(delivery, outcome, b"")
 
     # ---- what comes back
 
@@ -216,6 +270,46 @@ class Courier:
             self._window.again(delivery)
             return
         self._ended(delivery, Outcome(0, error=str(result)), b"")
+
+    def batch_answered(self, batch: Batch, result: Response | NetError) -> None:
+        """An attempt with a batch ended. One answer cannot say what would reply to which event, so none is a reply."""
+        if isinstance(result, Response):
+            for delivery in batch.deliveries:
+                if delivery.asks:
+                    delivery.served = served_by(result.headers)
+            if 200 <= result.status < 300:
+                self.under_way.discard(batch)
+                for delivery in batch.deliveries:
+                    self._done(delivery, result.status)
+                return
+            self._batch_ended(batch, Outcome(result.status, _text(result.header(b"retry-after"))), result.body)
+        elif isinstance(result, ConnectionLost) and not result.fresh and not batch.resent:
+            batch.resent = True
+            for delivery in batch.deliveries:
+                delivery.attempt -= 1
+                delivery.number -= 1
+            self.under_way.discard(batch)
+            self._window.batch_again(batch)
+        else:
+            self._batch_ended(batch, Outcome(0, error=str(result)), b"")
+
+    def _batch_ended(self, batch: Batch, outcome: Outcome, body: bytes) -> None:
+        """An attempt with a batch failed."""
+        services = self._services
+        now = services.clock.now()
+        decision = decide(outcome, batch.attempt, self.trigger.policy, now, services.rng.random())
+        self.under_way.discard(batch)
+        said = outcome.error or f"answered {outcome.status}"
+        if isinstance(decision, RetryAt):
+            batch.resent = False
+            for delivery in batch.deliveries:
+                self._note(delivery, outcome.status, "retrying", said)
+                delivery.spent = delivery.attempt
+            self._window.batch_later(batch, decision.at - now)
+            return
+        reason = decision.reason if isinstance(decision, DeadLetter) else said
+        for delivery in batch.deliveries:
+            self._give_up(delivery, outcome.status, reason, body or (outcome.error or "").encode())
 
     def _may_reply(self, delivery: Delivery) -> bool:
         """Whether it is the subscriber that answers, and its replies are wanted."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
 from broker.table import TriggerSpec
-from core.events import CloudEvent, binary_head, to_structured
+from core.events import CloudEvent, binary_head, to_batch, to_structured
 from core.net.names import Names, Target
 from core.net.served import ASKS
 from core.net.types import Headers
@@ -56,6 +57,11 @@ class Destinations:
     def plain(self, head: bytes) -> bytes:
         """The header lines of a stored event in binary mode, whose encoded `head` is."""
         return self._prefix + head
+
+    def encode_batch(self, events: Iterable[CloudEvent]) -> tuple[bytes, bytes]:
+        """The header lines and the body of several events in one request, which asks for no reply."""
+        headers, body = to_batch(events)
+        return self._prefix.removeprefix(_SENDS_REPLIES) + b"".join(b"%b: %b\r\n" % header for header in headers), body
 
     def encode(self, event: CloudEvent, *, structured: bool) -> tuple[bytes, bytes]:
         """The header lines and the body of an event."""

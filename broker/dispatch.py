@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from broker.courier import Courier, Delivery
+from broker.courier import Batch, Courier, Delivery
 from broker.flow.gate import Gate
+from broker.flow.gathering import Gathering
 from broker.flow.rate import Bucket
+from broker.flow.repeats import LookBack, Repeats
 from broker.flow.settings import PLAIN, Flow
 from broker.intake import Intake
+from broker.ledger import Attempt
 from broker.log.port import Record, Subscription
-from broker.memo import KEEP_AFTER_S, Memo, Planned, encode_memo
+from broker.memo import KEEP_AFTER_S, Memo, Planned, encode_memo, fingerprint
 from broker.services import Services
 from broker.table import TriggerSpec
 
@@ -44,13 +47,16 @@ class Dispatcher:
         "_courier",
         "_flow",
         "_gate",
+        "_gathering",
         "_idle",
         "_intake",
         "_keeping",
         "_loop",
         "_planned",
         "_ready",
+        "_repeats",
         "_services",
+        "_since",
         "_stopped",
         "_unplaced",
         "_waiting",
@@ -62,7 +68,7 @@ class Dispatcher:
         self._services = services
         self._loop = asyncio.get_running_loop()
         self._ready: deque[Delivery] = deque()
-        self._waiting: dict[Delivery, asyncio.TimerHandle] = {}
+        self._waiting: dict[Delivery | Batch, asyncio.TimerHandle] = {}
         #: Letters and replies without an address to send them to.
         self._unplaced: list[Delivery] = []
         self._bytes = 0
@@ -73,10 +79,14 @@ class Dispatcher:
         # What an earlier process left word of, by position, and the timer that has that kept for the next one.
         self._planned: dict[int, Planned] = {}
         self._keeping: asyncio.TimerHandle | None = None
+        # Where repeats are not wanted: what has arrived, and after which position all was looked at with this filter.
+        self._repeats: Repeats | None = None
+        self._since: int | None = None
         # What the Trigger's annotations ask for; the timer for what they hold back.
         self._flow: Flow = PLAIN
         self._gate: Gate | None = None
         self._bucket: Bucket | None = None
+        self._gathering: Gathering | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._shape(trigger.flow)
 
@@ -88,13 +98,18 @@ class Dispatcher:
 
     def update(self, trigger: TriggerSpec) -> None:
         """The Trigger changed: whatever was not sent yet goes by what it says now."""
+        before = self.trigger
         self._courier.update(trigger)
         if trigger.flow != self._flow:
             self._shape(trigger.flow)
+        if self._repeats is not None and (self._since is None or trigger.filter != before.filter):
+            self._since = self.subscription.through
+            self._keep()
         if self.is_halted():
             self._intake.live = False
         unplaced, self._unplaced = self._unplaced, []
-        self._ready.extend(unplaced)
+        for delivery in unplaced:
+            self._line_up(delivery)
         self._pump()
         self._intake.catch_up()
 
@@ -132,6 +147,7 @@ class Dispatcher:
         self._ready.clear()
         self._unplaced.clear()
         self._gate = None
+        self._gathering = None
 
     def when_idle(self, then: Callable[[], None]) -> None:
         """Call `then` once nothing is in flight, at once where that is so. After `stop`."""
@@ -171,21 +187,48 @@ class Dispatcher:
     def is_crowded(self) -> bool:
         return len(self.subscription.open) > RESUME_OUTSTANDING or self._bytes > MAX_OUTSTANDING_BYTES // 2
 
+    def remembers(self) -> bool:
+        return self._repeats is not None
+
     def recalled(self, memo: Memo) -> None:
         self._planned = memo.by_seq()
+        if memo.filtered == fingerprint(self.trigger.filter):
+            self._since = memo.since
+
+    def look_back(self) -> LookBack | None:
+        if self._repeats is None:
+            return None
+        if self._since is None:
+            self._since = self.subscription.through
+        self._keep_soon()
+        services = self._services
+        now = services.clock.now()
+        return LookBack(self._repeats, services.log, self.trigger, self.subscription, self._since, now)
 
     def take(self, record: Record) -> None:
+        if self._repeats is not None and record.entry.only is None and self._repeats.is_repeat(record):
+            self._pass_over(record)
+            return
         self.subscription.take(record.seq)
         self._bytes += len(record.entry.data) + len(record.entry.head)
         delivery = Delivery(self._courier, record)
         if self._planned and (planned := self._planned.pop(record.seq, None)) is not None:
             delivery.number, delivery.due = planned.number, planned.due
             delivery.attempt = delivery.spent = planned.attempt
-        elif self._gate is None:
+        elif self._gate is None and self._gathering is None:
             self._ready.append(delivery)
             return
         if self._gate is None or self._gate.admit(delivery, self._services.clock.now()):
             self._go(delivery)
+
+    def _pass_over(self, record: Record) -> None:
+        """A repeat, which is not wanted."""
+        services, trigger = self._services, self.trigger
+        self.subscription.take(record.seq)
+        self.subscription.ack(record.seq)
+        reason = f"An event of its source and id came within {self._flow.window_s:g} s before it."
+        services.ledger.note(Attempt(record.seq, trigger.uid, services.clock.now(), 0, 0, 0.0, "repeat", reason))
+        services.count(trigger, "repeat", 0.0)
 
     def taken(self) -> None:
         self._pump()
@@ -197,14 +240,23 @@ class Dispatcher:
 
     def _shape(self, flow: Flow) -> None:
         """Go by these settings from now on: what waits is lined up anew, and what is on its way stays so."""
-        waiting = [*self._ready, *(self._gate.held() if self._gate is not None else ())]
+        gathered = self._gathering.held() if self._gathering is not None else ()
+        waiting = [*self._ready, *gathered, *(self._gate.held() if self._gate is not None else ())]
+        self._gathering = Gathering(flow.batch, flow.batch_wait_s) if flow.batch > 1 else None
+        if not flow.window_s:
+            self._repeats, self._since = None, None
+        elif self._repeats is None:
+            # It begins with what comes from now on, or with what `look_back` finds.
+            self._repeats, self._since = Repeats(flow.window_s), None
+        else:
+            self._repeats.window_s = flow.window_s
         self._gate = Gate.of(flow)
         if flow.rate is None:
             self._bucket = None
         elif self._bucket is None or self._bucket.rate != flow.rate:
             self._bucket = Bucket(flow.rate, self._loop.time())
         self._flow = flow
-        for delivery in (*self._courier.under_way, *self._waiting, *self._unplaced):
+        for delivery in _each((*self._courier.under_way, *self._waiting, *self._unplaced)):
             if self._gate is not None:
                 self._gate.join(delivery)
             else:
@@ -214,7 +266,7 @@ class Dispatcher:
         for delivery in sorted(waiting, key=lambda delivery: delivery.record.seq):
             delivery.lane = None
             if self._gate is None or self._gate.admit(delivery, now):
-                self._ready.append(delivery)
+                self._line_up(delivery)
 
     def _go(self, delivery: Delivery) -> None:
         """Nothing holds it back but that an attempt may not be due yet."""
@@ -222,14 +274,21 @@ class Dispatcher:
         if delay_s > 0:
             self._waiting[delivery] = self._loop.call_later(delay_s, self._due, delivery)
         else:
-            self._ready.append(delivery)
+            self._line_up(delivery)
 
     def _line_up(self, delivery: Delivery) -> None:
-        """An attempt is due. Letters and replies do not wait for the rate, which is the subscriber's."""
-        if self._bucket is not None and (delivery.letter is not None or delivery.reply is not None):
-            self._ready.appendleft(delivery)
-        else:
-            self._ready.append(delivery)
+        """An attempt is due. Letters and replies do not wait for the rate, which is the subscriber's, and go alone, as
+        does what goes elsewhere."""
+        if delivery.letter is not None or delivery.reply is not None:
+            if self._bucket is not None:
+                self._ready.appendleft(delivery)
+                return
+        elif self._gathering is not None:
+            only = delivery.record.entry.only
+            if only is None or only.uri is None:
+                self._gathering.add(delivery, self._loop.time())
+                return
+        self._ready.append(delivery)
 
     def _wake_in(self, delay_s: float) -> None:
         if self._alarm is not None:
@@ -266,6 +325,23 @@ class Dispatcher:
                 return
             ready.popleft()
             courier.send(delivery, place)
+        if self._gathering is not None:
+            self._pump_batches(self._gathering)
+
+    def _pump_batches(self, gathering: Gathering) -> None:
+        courier, place = self._courier, self._courier.places.subscriber
+        while place is not None and len(courier.under_way) < self._flow.parallelism:
+            now = self._loop.time()
+            count = gathering.count(now)
+            if not count:
+                at = gathering.next_at()
+                if at is not None:
+                    self._wake_in(max(at - now, 0.0))
+                return
+            if self._bucket is not None and (wait_s := self._bucket.take(now, count)) > 0:
+                self._wake_in(wait_s)
+                return
+            courier.send_batch(gathering.take(count), place)
 
     def _mature(self, gate: Gate) -> None:
         now = self._services.clock.now()
@@ -298,6 +374,31 @@ class Dispatcher:
             self._keep_soon()
         self._after()
 
+    def batch_again(self, batch: Batch) -> None:
+        self._batch_due(batch)
+        self._after()
+
+    def batch_later(self, batch: Batch, delay_s: float) -> None:
+        if not self._stopped:
+            due = self._services.clock.now() + delay_s
+            for delivery in batch.deliveries:
+                delivery.due = due
+            self._waiting[batch] = self._loop.call_later(delay_s, self._batch_waited, batch)
+            self._keep_soon()
+        self._after()
+
+    def _batch_waited(self, batch: Batch) -> None:
+        del self._waiting[batch]
+        self._batch_due(batch)
+        self._pump()
+
+    def _batch_due(self, batch: Batch) -> None:
+        if self._gathering is not None:
+            self._gathering.again.append(batch)
+        elif not self._stopped:  # batches are not asked for any more
+            for delivery in batch.deliveries:
+                self._line_up(delivery)
+
     def as_letter(self, delivery: Delivery) -> None:
         if not self._stopped:
             delivery.due = 0.0
@@ -315,7 +416,7 @@ class Dispatcher:
 
     def _after(self) -> None:
         """A place in the window is free."""
-        if self._ready:
+        if self._ready or self._gathering is not None:
             self._pump()
         if not self._intake.live:
             self._intake.catch_up()
@@ -327,12 +428,14 @@ class Dispatcher:
     # ---- for the next process
 
     def _all(self) -> Iterator[Delivery]:
-        yield from self._courier.under_way
-        yield from self._waiting
+        yield from _each(self._courier.under_way)
+        yield from _each(self._waiting)
         yield from self._ready
         yield from self._unplaced
         if self._gate is not None:
             yield from self._gate.held()
+        if self._gathering is not None:
+            yield from self._gathering.held()
 
     def _keep_soon(self) -> None:
         if self._keeping is None:
@@ -340,12 +443,23 @@ class Dispatcher:
 
     def _keep(self) -> None:
         """Have kept how far the retries are."""
-        self._keeping = None
-        under_way = self._courier.under_way
+        if self._keeping is not None:
+            self._keeping.cancel()
+            self._keeping = None
+        under_way = set(_each(self._courier.under_way))
         planned = [
             Planned(delivery.record.seq, number, delivery.spent, delivery.due)
             for delivery in self._all()
             if (number := delivery.number - (delivery in under_way)) > 0
         ]
         planned += self._planned.values()  # not taken again yet
-        self._services.log.remember(self.trigger.uid, encode_memo(planned))
+        filtered = fingerprint(self.trigger.filter) if self._since is not None else 0
+        self._services.log.remember(self.trigger.uid, encode_memo(planned, self._since, filtered))
+
+
+def _each(items: Iterable[Delivery | Batch]) -> Iterator[Delivery]:
+    for item in items:
+        if isinstance(item, Batch):
+            yield from item.deliveries
+        else:
+            yield item

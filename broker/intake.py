@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Collection
 from typing import Final, Protocol, TypeVar
 
+from broker.flow.repeats import LookBack
 from broker.ledger import Attempt
 from broker.log.port import Page, Record, Subscription
 from broker.memo import Memo, decode_memo
@@ -46,8 +47,16 @@ class Taker(Protocol):
         """Whether there is too little room for reading on to be worth it."""
         ...
 
+    def remembers(self) -> bool:
+        """Whether it wants to know what an earlier process left word of, though that left nothing open."""
+        ...
+
     def recalled(self, memo: Memo) -> None:
         """What an earlier process left word of; before anything is taken."""
+        ...
+
+    def look_back(self) -> LookBack | None:
+        """What is to be read back before anything is taken."""
         ...
 
     def take(self, record: Record) -> None: ...
@@ -64,7 +73,7 @@ class Taker(Protocol):
 class Intake:
     """Made with its taker; `begin` starts it, `stop` ends it for good."""
 
-    __slots__ = ("_loop", "_reading", "_recalled", "_retry", "_services", "_stopped", "_taker", "live")
+    __slots__ = ("_looked_back", "_loop", "_reading", "_recalled", "_retry", "_services", "_stopped", "_taker", "live")
 
     def __init__(self, services: Services, taker: Taker) -> None:
         self._services = services
@@ -73,6 +82,7 @@ class Intake:
         #: Events are taken as they come; while False they are found in the log.
         self.live = False
         self._recalled = False
+        self._looked_back = False
         self._reading = False
         self._retry: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -85,12 +95,16 @@ class Intake:
         if self._reading:  # a fault came in between: look again after that
             self.mend()
             return
-        if not self._recalled and self._taker.subscription.open:
+        taker = self._taker
+        if not self._recalled and (taker.subscription.open or taker.remembers()):
             self._reading = True
-            self._services.log.recall(self._taker.trigger.uid, self._guarded(self._memo_read))
+            self._services.log.recall(taker.trigger.uid, self._guarded(self._memo_read))
+        elif not self._looked_back and (back := taker.look_back()) is not None:
+            self._reading = True
+            back.start(self._guarded(self._seen))
         elif missing := self._missing():
             self._reading = True
-            self._services.log.pick(self._taker.trigger.broker, missing, self._guarded(self._reopened))
+            self._services.log.pick(taker.trigger.broker, missing, self._guarded(self._reopened))
         else:
             self.catch_up()
 
@@ -146,6 +160,10 @@ class Intake:
     def _memo_read(self, stored: bytes) -> None:
         self._recalled = True
         self._taker.recalled(decode_memo(stored))
+        self.begin()
+
+    def _seen(self, _: None) -> None:
+        self._looked_back = True
         self.begin()
 
     def _missing(self) -> list[int]:

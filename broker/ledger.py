@@ -12,7 +12,9 @@ import msgspec
 
 __all__ = ["FINAL", "OUTCOMES", "SETTLED", "UNDELIVERED", "Attempt", "Ledger", "OutcomeName", "standing"]
 
-OutcomeName = Literal["delivered", "retrying", "dead-lettered", "dropped", "dead", "corrupt", "redriven", "discarded"]
+OutcomeName = Literal[
+    "delivered", "retrying", "dead-lettered", "dropped", "dead", "corrupt", "redriven", "discarded", "repeat"
+]
 
 #: What an attempt led to, in the order of their stored numbers: only ever append.
 #: delivered: the subscriber has it · retrying: another attempt follows · dead-lettered: the dead-letter sink has it ·
@@ -20,6 +22,7 @@ OutcomeName = Literal["delivered", "retrying", "dead-lettered", "dropped", "dead
 #: corrupt: the stored bytes are not what was written, so nobody got it.
 #: Then what a person had done with one of the last four: redriven: it was sent again, as another event · discarded:
 #: nobody wants it any more.
+#: repeat: not sent, because the Trigger asks for no duplicates and one of the same source and id came before it.
 OUTCOMES: Final[tuple[OutcomeName, ...]] = (
     "delivered",
     "retrying",
@@ -29,6 +32,7 @@ OUTCOMES: Final[tuple[OutcomeName, ...]] = (
     "corrupt",
     "redriven",
     "discarded",
+    "repeat",
 )
 FINAL: Final = frozenset(OUTCOMES) - {"retrying"}
 #: Kept longer than the rest, so that they can be looked at.

@@ -7,12 +7,15 @@ subscriber that is down does not cost a write for each attempt.
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
-__all__ = ["KEEP_AFTER_S", "NOTHING", "Memo", "Planned", "decode_memo", "encode_memo"]
+from broker.filters import Filter
+
+__all__ = ["KEEP_AFTER_S", "NOTHING", "Memo", "Planned", "decode_memo", "encode_memo", "fingerprint"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +34,12 @@ class Planned(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Memo(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`since` is the position after which every event was looked at with the present filter; None where that is not
-    known."""
+    """Where the Trigger looks for repeats, `since` is the position after which every event was looked at with the
+    filter that `filtered` is a fingerprint of; None where that is not known."""
 
     planned: tuple[Planned, ...] = ()
     since: int | None = None
+    filtered: int = 0
 
     def by_seq(self) -> dict[int, Planned]:
         return {planned.seq: planned for planned in self.planned}
@@ -43,12 +47,18 @@ class Memo(msgspec.Struct, frozen=True, omit_defaults=True):
 
 NOTHING: Final = Memo()
 
+
+def fingerprint(wanted: Filter) -> int:
+    """The same for equal filters, in every process."""
+    return zlib.crc32(repr(wanted).encode("utf-8", "surrogatepass"))
+
+
 _ENCODER: Final = msgspec.json.Encoder()
 _DECODER: Final = msgspec.json.Decoder(Memo)
 
 
-def encode_memo(planned: Iterable[Planned], since: int | None = None) -> bytes:
-    return _ENCODER.encode(Memo(tuple(planned), since))
+def encode_memo(planned: Iterable[Planned], since: int | None = None, filtered: int = 0) -> bytes:
+    return _ENCODER.encode(Memo(tuple(planned), since, filtered))
 
 
 def decode_memo(stored: bytes) -> Memo:

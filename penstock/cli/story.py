@@ -32,6 +32,7 @@ _MEANINGS: Final = {
     "corrupt": "the stored bytes are not what was written, so nobody got it",
     "redriven": "given up, and sent again by hand as another event",
     "discarded": "given up, and dropped by hand",
+    "repeat": "not sent: an event of its source and id came before it",
 }
 
 #: Rows of the ledger that are no attempts: `broker.ledger.SETTLED`.

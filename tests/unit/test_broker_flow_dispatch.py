@@ -1,20 +1,25 @@
 """What a Trigger's flow annotations do to its deliveries, on virtual time."""
 
 import asyncio
+import itertools
 import random
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker.flow.rate import burst_of
 from broker.flow.settings import FLOW_GROUP, PARALLELISM
+from broker.log.direction import Direction
+from broker.log.port import Entry
+from core.events import CloudEvent, binary_head, from_batch, from_http
 from core.resources import Resource
-from tests.support.broker import Answer, Request, trigger
+from tests.support.broker import Answer, Request, binary, trigger
 from tests.support.virtual_time import run_virtual
-from tests.unit.test_broker_dispatch import HERE, QUICK, SINK, Plane, plane_test
+from tests.unit.test_broker_dispatch import HERE, QUICK, SINK, Plane, _read, plane_test
 
 
 def flowing(name: str = "t", uri: str = "http://subscriber.test/", *, flow: dict[str, str], **spec: Any) -> Resource:
@@ -285,6 +290,245 @@ async def test_retention_keeps_what_a_paused_trigger_has_not_had():
     await asyncio.sleep(1)
     assert plane.subscribers.ids(HERE) == ["1"]
     assert await plane.log.retain(plane.clock.now()) == 1
+
+
+# ---- repeats
+
+ONCE = {"deduplicate": "PT10M"}
+
+
+@plane_test
+async def test_an_event_of_a_source_and_id_that_came_within_the_window_is_not_sent_and_the_ledger_says_so():
+    plane = Plane(flowing(flow=ONCE), trigger("all", "http://all.test/"))
+    await asyncio.sleep(1)
+    await plane.send("1", "2", "1")
+    await asyncio.sleep(500)
+    await plane.send("1")
+    await asyncio.sleep(601)
+    await plane.send("1")
+    await asyncio.sleep(1)
+    assert plane.subscribers.ids(HERE) == ["1", "2", "1"]
+    assert plane.subscribers.ids("all.test") == ["1", "2", "1", "1", "1"]
+    assert plane.open() == []
+    told = [a for a in plane.log.attempts if a.uid == "uid-t" and a.outcome == "repeat"]
+    assert [attempt.seq for attempt in told] == [3, 4]
+    assert told[0].reason == "An event of its source and id came within 600 s before it."
+
+
+@plane_test
+async def test_events_of_one_id_from_two_sources_are_no_repeats():
+    plane = Plane(flowing(flow=ONCE))
+    await asyncio.sleep(1)
+    for source in ("/a", "/b"):
+        event = CloudEvent.of({"specversion": "1.0", "id": "1", "source": source, "type": "t"}, b"")
+        entry = Entry("default/default", event.attributes, binary_head(event), b"", plane.clock.now(), 255)
+        plane.log.append(entry, lambda result: None)
+    await asyncio.sleep(1)
+    assert plane.subscribers.ids(HERE) == ["1", "1"]
+
+
+@plane_test
+async def test_what_came_before_a_restart_still_makes_what_comes_after_it_a_repeat():
+    plane = Plane(flowing(flow=ONCE))
+    await asyncio.sleep(1)
+    await plane.send(*(str(n) for n in range(300)))
+    await asyncio.sleep(60)
+    plane.fanout._dispatchers["uid-t"].stop()
+    await plane.send("7", "new")  # while no process delivers
+    await asyncio.sleep(300)
+    second = Plane(flowing(flow=ONCE), log=plane.log)
+    await asyncio.sleep(1)
+    await second.send("8", "newer", "new")
+    await asyncio.sleep(1)
+    assert second.subscribers.ids(HERE) == ["new", "newer"]
+
+
+@plane_test
+async def test_what_was_never_offered_makes_nothing_a_repeat():
+    """An event from before the Trigger, or one that its filter of then left out, was not delivered."""
+    wants = {"filter": {"attributes": {"type": "a"}}}
+    plane = Plane()
+    await plane.send("before")
+    await asyncio.sleep(5)
+    created = "2023-11-14T22:13:24Z"
+    plane.apply(flowing(flow=ONCE, **wants).with_meta(creation_timestamp=created))
+    await plane.send("left out", type="b")
+    await asyncio.sleep(5)
+    plane.fanout._dispatchers["uid-t"].stop()
+    second = Plane(flowing(flow=ONCE).with_meta(creation_timestamp=created), log=plane.log)
+    await asyncio.sleep(1)
+    await second.send("before", "left out")
+    await asyncio.sleep(1)
+    assert second.subscribers.ids(HERE) == ["before", "left out"]
+
+
+@plane_test
+async def test_a_repeat_of_an_event_that_is_still_being_retried_is_one_and_the_event_is_not_lost():
+    plane = Plane(flowing(flow=ONCE, delivery=QUICK))
+    plane.script(HERE, Answer(503), Answer(503), Answer(202))
+    await asyncio.sleep(1)
+    await plane.send("1", "1")
+    await asyncio.sleep(0.5)
+    await plane.fanout.drain(1)
+    second = Plane(flowing(flow=ONCE, delivery=QUICK), log=plane.log)
+    await asyncio.sleep(30)
+    assert second.subscribers.ids(HERE) == ["1"]
+    assert second.open() == []
+
+
+@plane_test
+async def test_a_replayed_event_is_no_repeat_of_itself():
+    plane = Plane(flowing(flow=ONCE))
+    await asyncio.sleep(1)
+    await plane.send("1")
+    await asyncio.sleep(1)
+    (first,) = await _read(plane.log)
+    again = msgspec.structs.replace(first.entry, only=Direction("uid-t"), cause=1)
+    plane.log.append(again, lambda result: None)
+    await asyncio.sleep(1)
+    assert plane.subscribers.ids(HERE) == ["1", "1"]
+
+
+# ---- batches
+
+MANY = {"batch": "10", "batch-wait": "5s"}
+
+
+def ids_of(request: Request) -> list[str]:
+    assert request.header(b"content-type") == [b"application/cloudevents-batch+json; charset=utf-8"]
+    assert request.header(b"prefer") == []
+    return [event.id for event in from_batch(request.header(b"content-type")[0], request.body)]
+
+
+@plane_test
+async def test_events_come_together_as_many_as_asked_for_or_after_the_wait():
+    plane = Plane(flowing(flow=MANY))
+    await asyncio.sleep(1)
+    await plane.send(*(str(n) for n in range(23)))
+    await asyncio.sleep(1)
+    assert [len(ids_of(request)) for request in plane.subscribers.at(HERE)] == [10, 10]
+    await asyncio.sleep(10)
+    requests = plane.subscribers.at(HERE)
+    assert [event_id for request in requests for event_id in ids_of(request)] == [str(n) for n in range(23)]
+    assert requests[2].at == pytest.approx(6.0, abs=0.1)
+    assert plane.open() == []
+    assert plane.outcomes(23) == [(1, 202, "delivered")]
+
+
+@plane_test
+async def test_a_batch_ends_before_it_is_too_large():
+    plane = Plane(flowing(flow=MANY))
+    await asyncio.sleep(1)
+    for n in range(3):
+        event = from_http(binary(str(n)), b'"' + b"x" * 600_000 + b'"')
+        plane.log.append(
+            Entry("default/default", event.attributes, binary_head(event), event.data or b"", plane.clock.now(), 255),
+            lambda result: None,
+        )
+    await asyncio.sleep(10)
+    assert [ids_of(request) for request in plane.subscribers.at(HERE)] == [["0"], ["1"], ["2"]]
+
+
+@plane_test
+async def test_a_batch_that_fails_is_retried_whole_and_then_dead_lettered_one_by_one():
+    sink = {"deadLetterSink": {"uri": f"http://{SINK}/"}, "retry": 2, "backoffPolicy": "linear", "backoffDelay": "PT1S"}
+    plane = Plane(flowing(flow=MANY, delivery=sink, dead_letter_uri=f"http://{SINK}/"))
+    plane.script(HERE, Answer(503, body=b"full"))
+    await asyncio.sleep(1)
+    await plane.send(*(str(n) for n in range(12)))
+    await asyncio.sleep(2)
+    await plane.send("new")
+    await asyncio.sleep(60)
+    tens = [request for request in plane.subscribers.at(HERE) if len(ids_of(request)) == 10]
+    assert len(tens) == 3
+    assert all(ids_of(request) == [str(n) for n in range(10)] for request in tens)
+    letters = plane.subscribers.at(SINK)
+    assert sorted(letter.event.id for letter in letters) == sorted(["new", *(str(n) for n in range(12))])
+    assert letters[0].event.attributes["knativeerrorcode"] == "503"
+    assert plane.outcomes(1) == [
+        (1, 503, "retrying"),
+        (2, 503, "retrying"),
+        (3, 503, "retrying"),
+        (4, 202, "dead-lettered"),
+    ]
+    assert plane.open() == []
+
+
+@plane_test
+async def test_an_event_in_the_answer_to_a_batch_is_no_reply():
+    plane = Plane(flowing(flow=MANY))
+    plane.script(HERE, Answer(200, binary("r1"), b"{}"))
+    await asyncio.sleep(1)
+    await plane.send("1", "2")
+    await asyncio.sleep(10)
+    assert len(await _read(plane.log)) == 2
+    assert plane.open() == []
+
+
+@plane_test
+async def test_the_rate_counts_the_events_of_batches():
+    plane = Plane(flowing(flow={**MANY, "rate": "2"}))
+    await asyncio.sleep(1)
+    await plane.send(*(str(n) for n in range(40)))
+    await asyncio.sleep(60)
+    times = [request.at for request in plane.subscribers.at(HERE)]
+    assert [later - before for before, later in itertools.pairwise(times)] == [pytest.approx(5.0)] * 3
+
+
+@plane_test
+async def test_batches_that_are_asked_for_no_longer_go_one_by_one_again():
+    plane = Plane(flowing(flow=MANY, delivery=QUICK))
+    plane.script(HERE, Answer(503))
+    await asyncio.sleep(1)
+    await plane.send(*(str(n) for n in range(12)))
+    await asyncio.sleep(0.5)
+    plane.script(HERE, Answer(202))
+    plane.subscribers.requests.clear()
+    plane.apply(trigger("t", delivery=QUICK))
+    await asyncio.sleep(10)
+    assert sorted(plane.subscribers.ids(HERE), key=int) == [str(n) for n in range(12)]
+    assert plane.open() == []
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    flow=st.fixed_dictionaries(
+        {},
+        optional={
+            "parallelism": st.sampled_from(["1", "2", "40"]),
+            "rate": st.sampled_from(["1", "7", "500", "100/m"]),
+            "delay": st.sampled_from(["3s", "PT1M"]),
+            "deduplicate": st.just("1h"),
+            "batch": st.sampled_from(["2", "9"]),
+            "paused": st.sampled_from(["true", "false"]),
+        },
+    ),
+    others=st.lists(st.sampled_from([{}, {"order": "ordered"}, {"batch": "4"}, {"paused": "true"}, {"rate": "3"}])),
+    count=st.integers(1, 60),
+    seed=st.integers(0, 2**32),
+)
+def test_nothing_is_lost_whatever_is_asked_for_and_however_it_changes(flow, others, count, seed):
+    async def main() -> None:
+        rng = random.Random(seed)
+        delivery = {"retry": 1000, "backoffPolicy": "linear", "backoffDelay": "PT1S"}
+        plane = Plane(flowing(flow=flow, delivery=delivery))
+        plane.subscribers.scripts[HERE] = lambda request, n: Answer(
+            rng.choice([202, 503, 429, 404]), after_s=rng.uniform(0.01, 2)
+        )
+        await asyncio.sleep(1)
+        changes = [flow, *others, {}]
+        for number in range(count):
+            await plane.send(str(number), subject=str(number % 3))
+            if rng.random() < 0.2:
+                await asyncio.sleep(rng.uniform(0, 20))
+                plane.apply(flowing(flow=rng.choice(changes), delivery=delivery))
+        plane.apply(flowing(flow={}, delivery=delivery))
+        plane.script(HERE, Answer(202))
+        await asyncio.sleep(5000)
+        assert plane.open() == []
+        assert {a.seq for a in plane.log.attempts if a.outcome == "delivered"} == set(range(1, count + 1))
+
+    run_virtual(main())
 
 
 # ---- faults and restarts
