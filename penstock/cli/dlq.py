@@ -357,6 +357,9 @@ def _each(
             try:
                 answer = _request(session, method, path, body)
             except (_Missing, Refused) as error:
+                if isinstance(error, _Missing) and session.repeated:  # the answer was lost, not the request
+                    succeeded.append({"letter": letter})
+                    continue
                 text = error.message if isinstance(error, Refused) else str(error)
                 failed.append({"letter": letter, "error": text})
                 click.echo(f"{letter}: {text}", err=True)

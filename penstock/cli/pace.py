@@ -65,11 +65,14 @@ class Patient:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._answered = False
+        #: Whether the last question was asked more than once, so that what it asks may have been done before.
+        self.repeated = False
 
     def request(self, method: str, path: str, *, query: Sequence[tuple[str, str]] = (), body: Any = None) -> Any:
         """As `Api.request`. Raises Refused and Failure."""
         waiting = Waiting()
         until = time.monotonic() + PATIENCE_S
+        self.repeated = False
         while True:
             try:
                 answer = self._session.api.request(method, path, query=query, body=body)
@@ -85,4 +88,5 @@ class Patient:
             else:
                 self._answered = True
                 return answer
+            self.repeated = True
             time.sleep(_RETRY_S)

@@ -94,5 +94,6 @@ def test_a_platform_that_has_answered_is_waited_for_and_one_that_has_not_is_told
     patient = Patient(session)
     assert [patient.request("GET", "/"), patient.request("GET", "/")] == [1, 2]
     assert session.forgotten == 2
+    assert patient.repeated, "so what was asked may have been done twice"
     with pytest.raises(Refused, match="no such"):
         Patient(Answers(Refused("There is no such thing.", 404, {}))).request("GET", "/")
