@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Response
 
 from broker.conditions import condition_of
 from broker.explain import Explanation
+from broker.flow.settings import PAUSED
 from broker.listing import EventList, Library
 from broker.log.query import LogQuery, Slice
 from broker.messaging import SUBSCRIPTION
@@ -26,6 +27,12 @@ T = TypeVar("T")
 
 #: The condition that tells whether there is somebody to deliver to.
 _RESOLVED: Final = {TRIGGER: "SubscriberResolved", SUBSCRIPTION: "ReferencesResolved"}
+
+#: What a pending event waits for where that is a person.
+_PAUSED: Final = {
+    TRIGGER: "it is paused; `penstock trigger resume {0.name} -n {0.namespace}` lets it go on",
+    SUBSCRIPTION: "it is paused by its annotation " + PAUSED,
+}
 
 #: Events in one answer.
 DEFAULT_LIMIT: Final = 100
@@ -95,9 +102,13 @@ def create_router(*, readers: Mapping[str, LogQuery], view: View) -> APIRouter:
 
 
 def _obstacles(triggers: Iterable[Resource]) -> dict[str, str]:
-    """Why Triggers and Subscriptions have no subscriber to deliver to, by uid."""
+    """Why nothing is delivered for Triggers and Subscriptions now, by uid: they are paused, or have no subscriber to
+    deliver to."""
     found = {}
     for trigger in triggers:
+        if trigger.meta.annotations.get(PAUSED) == "true":
+            found[trigger.meta.uid] = _PAUSED[trigger.ref].format(trigger.meta)
+            continue
         state = condition_of(trigger, _RESOLVED[trigger.ref])
         resolved = trigger.status.get("physicalSubscription") or trigger.status
         if not resolved.get("subscriberUri") or state.get("status") == "False":

@@ -75,7 +75,8 @@ class TriggerView(msgspec.Struct, frozen=True, kw_only=True):
 
     `matched` is what its filter says now, None where the Trigger is gone; `failed` the clause that says no. `state` is
     the last attempt's outcome; without any attempt "pending" (it comes), "not wanted", or "not offered" (the event is
-    older than the Trigger, or than its present filter). `waits_for` says what keeps a pending event from being sent.
+    older than the Trigger, or than its present filter). `waits_for` says what keeps an event from being sent that is
+    pending or to be tried again.
     `repeats` are the events that were sent again to it for this one.
     """
 
@@ -247,7 +248,7 @@ class _Story:
             matched=verdict.matched,
             failed=None if verdict.matched else verdict,
             state=state,
-            waits_for=self._obstacles.get(trigger.uid) if state == "pending" else None,
+            waits_for=self._obstacles.get(trigger.uid) if state in ("pending", "retrying") else None,
             attempts=_attempts(attempts),
             replies=tuple(replies),
         )

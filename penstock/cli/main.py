@@ -22,6 +22,7 @@ _COMMANDS: Final = {
     "send": "penstock.cli.events",
     "events": "penstock.cli.events",
     "explain": "penstock.cli.events",
+    "trigger": "penstock.cli.trigger",
     "dlq": "penstock.cli.dlq",
     "replay": "penstock.cli.replay",
     "logs": "penstock.cli.logs",

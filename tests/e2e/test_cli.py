@@ -197,6 +197,21 @@ def test_following_survives_the_restart_of_the_process_behind_it(running):
     assert "Aborted" not in events.text + log.text
 
 
+def test_a_paused_trigger_keeps_its_events_until_it_is_resumed(running):
+    said = running.penstock("trigger", "pause", "hello").stdout
+    assert said == "trigger.eventing.knative.dev/hello paused\n"
+    running.penstock("send", "--type", "hello", "--id", "held", "--data", '{"to": "you"}')
+    explained = running.penstock("explain", "held").stdout
+    assert "hello: pending: it is paused; `penstock trigger resume hello -n default` lets it go on" in explained
+    done = running.penstock("trigger", "resume", "hello", "nobody", "-o", "json", check=False)
+    assert json.loads(done.stdout) == [
+        {"resource": "trigger.eventing.knative.dev/hello", "result": "resumed"},
+        {"resource": "trigger.eventing.knative.dev/nobody", "result": "does not exist"},
+    ]
+    assert done.returncode == 3
+    wait_until(lambda: states(running, "held") == {"hello": "delivered"}, what="the event is delivered")
+
+
 def test_delete_says_what_is_gone_and_what_never_was(running):
     manifest = ALL.split("---\n")[3].replace("name: early", "name: gone")
     running.penstock("apply", "-f", "-", text=manifest)

@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from broker.app import create_router
+from broker.flow.settings import PAUSED
 from broker.ledger import Attempt
 from broker.log.direction import Direction
 from broker.log.query import LogReader
@@ -214,6 +215,16 @@ async def test_an_event_waits_only_for_triggers_that_want_it_and_have_it_before_
         "e2": [("default/scan", "pending"), ("default/picky", "pending")],
         "e3": [],
     }
+
+
+async def test_an_event_of_a_paused_trigger_says_how_it_goes_on(tmp_path: Path, log: SqliteLog):
+    log.subscribe("uid-scan", BROKER, "default/scan", 0)
+    await append(log, entry("e1"))
+    paused = trigger("scan", None, annotations={PAUSED: "true"})
+    _, answer = await get(tmp_path, "/penstock/v1/events/e1/explain", "", paused)
+    (scan,) = answer["events"][0]["triggers"]
+    assert scan["state"] == "pending"
+    assert scan["waits_for"] == "it is paused; `penstock trigger resume scan -n default` lets it go on"
 
 
 async def test_an_event_that_waits_for_a_subscriber_says_what_is_missing(tmp_path: Path, log: SqliteLog):
