@@ -196,7 +196,8 @@ class Courier:
         if other is None and not policy.structured:
             head, data = self.places.plain(entry.head), entry.data
         else:
-            head, data = self.places.encode(other or entry.event(), structured=policy.structured)
+            event = other or entry.event()
+            head, data = self.places.encode(event, structured=policy.structured, replies=other is None)
         delivery.asks = place.target.function
         self._fetch(place, head, data, delivery.answered)
 

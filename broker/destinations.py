@@ -32,7 +32,7 @@ class Destinations:
     """A Trigger's subscriber, dead-letter sink and reply destination; None where there is none that can be used, and
     events wait."""
 
-    __slots__ = ("_names", "_prefix", "_trigger", "reply", "sink", "subscriber")
+    __slots__ = ("_names", "_namespace", "_prefix", "_trigger", "reply", "sink", "subscriber")
 
     def __init__(self, trigger: TriggerSpec, names: Names) -> None:
         self._trigger = trigger
@@ -40,7 +40,8 @@ class Destinations:
         self.subscriber = self.parse(trigger.subscriber_uri)
         self.sink = self.parse(trigger.dead_letter_uri)
         self.reply = self.parse(trigger.reply_uri)
-        self._prefix = _SENDS_REPLIES + b"kn-namespace: %b\r\n" % trigger.namespace.encode("ascii", "replace")
+        self._namespace = b"kn-namespace: %b\r\n" % trigger.namespace.encode("ascii", "replace")
+        self._prefix = _SENDS_REPLIES + self._namespace
 
     def parse(self, uri: str | None) -> Destination | None:
         if uri is None:
@@ -61,11 +62,13 @@ class Destinations:
     def encode_batch(self, events: Iterable[CloudEvent]) -> tuple[bytes, bytes]:
         """The header lines and the body of several events in one request, which asks for no reply."""
         headers, body = to_batch(events)
-        return self._prefix.removeprefix(_SENDS_REPLIES) + b"".join(b"%b: %b\r\n" % header for header in headers), body
+        return self._namespace + b"".join(b"%b: %b\r\n" % header for header in headers), body
 
-    def encode(self, event: CloudEvent, *, structured: bool) -> tuple[bytes, bytes]:
-        """The header lines and the body of an event."""
+    def encode(self, event: CloudEvent, *, structured: bool, replies: bool) -> tuple[bytes, bytes]:
+        """The header lines and the body of an event. They say whether `replies` are taken: who asks for one that nobody
+        reads has it made for nothing."""
+        prefix = self._prefix if replies else self._namespace
         if not structured:
-            return self._prefix + binary_head(event), event.data or b""
+            return prefix + binary_head(event), event.data or b""
         headers, body = to_structured(event)
-        return self._prefix + b"".join(b"%b: %b\r\n" % header for header in headers), body
+        return prefix + b"".join(b"%b: %b\r\n" % header for header in headers), body

@@ -246,6 +246,7 @@ async def test_what_cannot_be_delivered_goes_to_the_dead_letter_sink_with_the_re
     await plane.send("e1")
     await asyncio.sleep(60)
     (letter,) = plane.subscribers.at(SINK)
+    assert letter.header(b"prefer") == [], "nobody would read a reply"
     event = letter.event
     assert event.id == "e1"
     assert event.data == b"{}"
