@@ -318,12 +318,13 @@ class Courier:
 
     def _reply(self, delivery: Delivery, result: Response) -> None:
         """The subscriber answered with an event: it is stored, or sent on, before the delivery counts as done."""
-        asked = delivery.record
+        asked, sent = delivery.record, self.trigger.replies == "sent"
         try:
-            if self.trigger.replies == "sent":
+            broker = self._services.home(self.trigger.reply_uri or "") if sent else asked.entry.broker
+            if broker is None:
                 self._send_on(delivery, result.status, reply_to_send(asked, result))
                 return
-            entry = reply_entry(asked, result, self.trigger.uid, self._services.clock.now())
+            entry = reply_entry(asked, result, broker, self.trigger.uid, self._services.clock.now())
         except InvalidInput as error:
             said = f"the subscriber's reply is not a valid event: {error}"
             self._ended(delivery, Outcome(result.status, error=said), result.body)

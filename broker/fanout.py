@@ -7,12 +7,15 @@ import logging
 from collections.abc import Collection
 from functools import partial
 from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
 
 from broker.dispatch import Dispatcher
 from broker.index import FilterIndex
 from broker.log.port import Record
 from broker.services import Services
-from broker.table import Table, TriggerSpec
+from broker.table import EMPTY, Table, TriggerSpec
 from core.errors import PenstockError
 
 __all__ = ["Fanout"]
@@ -39,8 +42,9 @@ class Fanout:
 
     def __init__(self, services: Services, classes: Collection[str]) -> None:
         """`classes` are those of the Brokers whose events the log keeps."""
-        self._services = services
+        self._services = msgspec.structs.replace(services, home=self._home)
         self._classes = classes
+        self._table: Table = EMPTY
         self._dispatchers: dict[str, Dispatcher] = {}
         self._leaving: set[Dispatcher] = set()
         #: By uid, what still runs for Triggers that other processes should have.
@@ -52,6 +56,12 @@ class Fanout:
         self._triggers: dict[str, TriggerSpec] = {}
         self._takers: dict[str, FilterIndex[str]] = {}
         services.log.tail(self.publish)
+
+    def _home(self, uri: str) -> str | None:
+        """The Broker or channel of this log whose address that is: what is sent there can be stored here."""
+        broker = self._table.paths.get(urlsplit(uri).path.encode())
+        mine = broker is not None and broker.address == uri and broker.log_class in self._classes
+        return broker.key if broker is not None and mine else None
 
     def publish(self, record: Record) -> None:
         """A new event is durable."""
@@ -83,6 +93,7 @@ class Fanout:
         """Go by this table from now on. `changed` are the uids of the Triggers that are not as they were in the last
         one, or whose Broker is not; None where that is not known. A Trigger that is not in the table was deleted, and
         its position goes; or it cannot be read, and its position stays."""
+        self._table = table
         if self._closed:
             return
         log, uids = self._services.log, changed

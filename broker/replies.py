@@ -20,14 +20,14 @@ def is_spent(asked: Entry) -> bool:
     return asked.ttl <= 1
 
 
-def reply_entry(asked: Record, answer: Response, via: str, now: float) -> Entry:
-    """The entry of the event that `answer` is, given by the subscriber of the Trigger with the uid `via`. Raises
-    InvalidInput where it is not a valid event."""
+def reply_entry(asked: Record, answer: Response, broker: str, via: str, now: float) -> Entry:
+    """The entry in `broker` of the event that `answer` is, given by the subscriber of the Trigger with the uid `via`.
+    Raises InvalidInput where it is not a valid event."""
     event = from_http(answer.headers, answer.body)
     attributes = {name: value for name, value in event.attributes.items() if name != TTL_ATTRIBUTE}
     event = CloudEvent(attributes=attributes, data=event.data)
-    entry = asked.entry
-    return Entry(entry.broker, attributes, binary_head(event), event.data or b"", now, entry.ttl - 1, asked.seq, via)
+    ttl = asked.entry.ttl - 1
+    return Entry(broker, attributes, binary_head(event), event.data or b"", now, ttl, asked.seq, via)
 
 
 def reply_to_send(asked: Record, answer: Response) -> CloudEvent:

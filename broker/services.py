@@ -37,8 +37,13 @@ class Sender(Protocol):
     ) -> Callable[[], None]: ...
 
 
+def _nobody(uri: str) -> str | None:
+    return None
+
+
 class Services(msgspec.Struct, frozen=True, kw_only=True):
-    """What all dispatchers of a process share."""
+    """What all dispatchers of a process share. `home` gives the Broker or channel of `log` whose address a URI is: what
+    is sent there can be stored here."""
 
     log: EventLog
     ledger: Ledger
@@ -47,3 +52,4 @@ class Services(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
     rng: random.Random
     count: Callable[[TriggerSpec, OutcomeName, float], None]
+    home: Callable[[str], str | None] = _nobody

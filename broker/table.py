@@ -46,13 +46,14 @@ Replies = Literal["stored", "sent", "dropped"]
 
 class BrokerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A Broker or channel as the data plane needs it. `key` is ``namespace/name`` (a channel's name here is
-    ``channels/<name>``), `log_class` says which log keeps its events."""
+    ``channels/<name>``), `log_class` says which log keeps its events, `address` where others send to it."""
 
     namespace: str
     name: str
     log_class: str = DEFAULT_CLASS
     delivery: DeliveryShape | None = None
     dead_letter_uri: str | None = None
+    address: str | None = None
 
     @property
     def key(self) -> str:
@@ -129,6 +130,7 @@ def broker_spec(resource: Resource) -> BrokerSpec:
         log_class=class_of(resource),
         delivery=shape.delivery,
         dead_letter_uri=uri,
+        address=_address(resource),
     )
 
 
@@ -160,6 +162,7 @@ def channel_spec(resource: Resource) -> BrokerSpec:
         name=channel_name(namespace, resource.meta.name).removeprefix(f"{namespace}/"),
         delivery=msgspec.convert(resource.spec, InMemoryChannelShape).delivery,
         dead_letter_uri=resource.status.get("deadLetterSinkUri") or None,
+        address=_address(resource),
     )
 
 
@@ -188,6 +191,10 @@ def subscription_spec(resource: Resource) -> TriggerSpec:
         reply_uri=reply_uri,
         flow=flow_of(resource.meta.annotations),
     )
+
+
+def _address(resource: Resource) -> str | None:
+    return (resource.status.get("address") or {}).get("url") or None
 
 
 def policy_of(*layers: DeliveryShape | None) -> Policy:

@@ -15,6 +15,7 @@ import yaml
 from broker.kinds import KINDS
 from broker.learning import EventTypeLearner
 from broker.log.memory import MemoryLog
+from broker.log.port import Record
 from broker.node import BrokerNode
 from broker.reconcile import reconcilers
 from broker.resources import DEFAULT_CLASS
@@ -89,6 +90,9 @@ class World:
         self.clock = VirtualClock()
         self.store = MemoryStore(clock=self.clock)
         self.log = MemoryLog()
+        #: Everything that was stored, in order.
+        self.records: list[Record] = []
+        self.log.tail(self.records.append)
         self.subscribers = _Network(self)
         self.loop = ControlLoop(
             self.store, reconcilers(), self.clock, also_follow=(kind.ref for kind in KINDS), metrics=Metrics()

@@ -124,6 +124,9 @@ spec: {broker: default, subscriber: {uri: "http://listens.test/"}}
     await world.send(PATH)
     assert world.ids("listens.test") == ["e1-answered"]
     assert "knativebrokerttl" not in world.subscribers.at("listens.test")[0].event.attributes
+    reply = world.records[-1].entry
+    assert (reply.broker, reply.cause, reply.ttl) == ("default/default", 1, 254)
+    assert reply.via == (await world.get(SUBSCRIPTION, "one")).meta.uid
 
 
 @in_world
