@@ -20,13 +20,17 @@ from broker.resending.letters import Held, Letters
 from broker.resending.replaying import REPLAY_ATTRIBUTE, Criteria, Selection, Window, select, window
 from broker.resources import TriggerShape, compile_filter
 from broker.table import Table, TriggerSpec
-from core.errors import InvalidInput, NotFound, PenstockError
+from core.errors import InvalidInput, NotFound, PenstockError, Unavailable
 from core.events import CloudEvent, from_http
 
 __all__ = ["MAX_POSITIONS", "Ask", "Asked", "Look", "Redrive", "Redriven", "Replay", "Replayed", "Resender", "Seen"]
 
 #: Events sent again for one request: it is answered within some seconds, and who asks sets the pace.
 MAX_POSITIONS: Final = 200
+#: A row of the ledger is written within `FLUSH_INTERVAL_S`, or with the next event; a log on a server that is busy
+#: takes longer.
+NOTED_S: Final = 5.0
+LOOK_S: Final = 0.01
 #: Sent at a time: those that arrive while a commit is under way share the next.
 _AT_ONCE: Final = 16
 
@@ -143,13 +147,30 @@ class Resender:
         wish = Wish(ask.revision, position, held.delivery.uid, held.left)
         marked = event.with_attributes(**{REPLAY_ATTRIBUTE: ask.replay})
         got = await self._forward.send(spec.broker, spec.name, marked, wish)
+        await self._noted(trigger, position)
         return Redriven(position=got, event_id=event.id)
 
     async def drop(self, trigger: str, position: int) -> Held:
         """Note that nobody wants the letter any more."""
         held = await asyncio.to_thread(self.letters.find, trigger, position)
         await self._forward.discard(held.found.broker, position, Wish(None, None, held.delivery.uid, held.left))
+        await self._noted(trigger, position)
         return held
+
+    async def _noted(self, trigger: str, position: int) -> None:
+        """Wait until the ledger says what was done with a letter, so that it is done for good, and who asks for the
+        next letter of the same event finds one less. Raises Unavailable where it does not come."""
+        until = asyncio.get_running_loop().time() + NOTED_S
+        while True:
+            try:
+                await asyncio.to_thread(self.letters.find, trigger, position)
+            except NotFound:
+                return
+            if asyncio.get_running_loop().time() > until:
+                raise Unavailable(
+                    f"What was done with {trigger}/{position} is not in the ledger yet. Look again later."
+                )
+            await asyncio.sleep(LOOK_S)
 
     # ---- replays
 

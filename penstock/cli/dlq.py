@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -234,6 +236,8 @@ def redrive(
     elif replacement:
         body["event"] = _given(replacement)
     told = _each(session, chosen, rate, "POST", body, output, "redriven")
+    if edit and told["failed"]:
+        click.echo(f"What you edited is kept: send it with --with {_kept(body['event'])}", err=True)
     if output == "json":
         print_json({"replay": replay, **told})
     elif told["done"]:
@@ -392,6 +396,14 @@ def _edited(session: Patient, letter: str) -> Any:
     if after is None or after == before:
         raise Failure("Nothing was changed, so nothing was sent.", hint="Without --edit it is sent as it is.")
     return _json(after.encode(), "What was edited")
+
+
+def _kept(event: Any) -> str:
+    """A file with what a person edited, so that the work is not lost where it is refused."""
+    descriptor, path = tempfile.mkstemp(prefix="penstock-", suffix=".json")
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(event), indent=2) + b"\n")
+    return path
 
 
 def _given(path: str) -> Any:

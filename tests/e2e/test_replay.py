@@ -72,7 +72,7 @@ def served(platform: Platform) -> list[str]:
     return [line[line.index("version ") :] for line in said.splitlines() if "version " in line and "print" not in line]
 
 
-def test_a_letter_is_seen_mended_and_sent_again_and_a_replay_reaches_a_trigger_and_a_revision(running):
+def test_a_letter_is_seen_mended_and_sent_again_and_a_replay_reaches_a_trigger_and_a_revision(running, monkeypatch):
     for number in range(3):
         data = "{}" if number == 1 else f'{{"name": "n{number}"}}'
         running.penstock("send", "--type", "order", "--id", f"order-{number}", "--data", data)
@@ -107,6 +107,21 @@ def test_a_letter_is_seen_mended_and_sent_again_and_a_replay_reaches_a_trigger_a
     to_first = ("--revision", "orders-00001", "--id", "order-2")
     assert "1 delivered" in running.penstock("replay", "--trigger", "orders", "--wait", *to_first).stdout
     assert served(running).count("version 1: order-2 n2") == 2
+
+    # As it is edited, where it is refused the work is not lost.
+    monkeypatch.setenv("VISUAL", "sed -i s/specversion/specs/")
+    running.penstock("send", "--type", "order", "--id", "order-8", "--data", "8")
+    wait_until(lambda: letters(running), what="one more is a letter")
+    refused = running.penstock("dlq", "redrive", "order-8", "--edit", check=False)
+    assert refused.returncode == 1
+    assert "specversion" in refused.stderr
+    kept = Path(refused.stderr.split("--with ")[1].strip())
+    assert '"specs"' in kept.read_text()
+    kept.unlink()
+    monkeypatch.setenv("VISUAL", """sed -i 's/: 8/: {"name": "m"}/'""")
+    mended = running.penstock("dlq", "redrive", "order-8", "--edit")
+    assert "1 letter redriven" in mended.stderr
+    wait_until(lambda: "version 2: order-8 m" in served(running), what="it is served as it was edited")
 
     # Dropped for good.
     wrong = '{"specversion": "1.0", "id": "order-9", "source": "/x", "type": "order", "data": 7}'
