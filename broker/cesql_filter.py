@@ -31,9 +31,6 @@ class Cesql(msgspec.Struct, frozen=True):
         wanted = _wanted(refusal, attributes)
         return Verdict(matched=False, clause=path, attribute=first, wanted=wanted, value=attributes.get(first))
 
-    def types(self) -> frozenset[str] | None:
-        return self.expression.values_of("type")
-
 
 def _wanted(refusal: Refusal, attributes: Mapping[str, str]) -> str:
     """Which part of the expression says no, and the values of the attributes after the first, which the verdict has."""

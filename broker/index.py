@@ -15,6 +15,7 @@ from typing import Final, Generic, Literal, TypeVar
 import msgspec
 
 from broker.filters import ANYTHING, All, Any, Cesql, Exact, Filter, Not, Prefix, Suffix
+from broker.implied import implied
 
 __all__ = ["Access", "FilterIndex", "Predicate", "access"]
 
@@ -65,11 +66,8 @@ def access(wanted: Filter, cost: Cost, *, negated: bool = False) -> Access | Non
         case Suffix(pairs) if not negated:
             held = [Predicate(name, "ends", value) for name, value in pairs if value]
         case Cesql(expression) if not negated:
-            values = [(name, expression.values_of(name)) for name in sorted(expression.attributes())]
-            known = [
-                frozenset(Predicate(name, "is", value) for value in held) for name, held in values if held is not None
-            ]
-            return _cheapest([Access(each, settles=False) for each in known], cost)
+            found = access(implied(expression), cost)
+            return None if found is None else Access(found.predicates, settles=False)
         case _:
             return None
     return _cheapest([Access(frozenset((each,)), settles=len(pairs) == 1) for each in held], cost)

@@ -43,7 +43,7 @@ from broker.cesql.values import (
     type_of,
 )
 
-__all__ = ["Event", "Run", "compile_node", "compile_truth", "result_type"]
+__all__ = ["REQUIRED", "Event", "Run", "compile_node", "compile_truth", "result_type"]
 
 #: An event's context attributes by name.
 Event = Mapping[str, Value]
@@ -52,7 +52,7 @@ Run = Callable[[Event], Value]
 V = TypeVar("V", str, int, bool)
 
 #: Attributes that every event has, whatever the mapping says (section 3.4.4).
-_REQUIRED: Final = frozenset({"id", "source", "specversion", "type"})
+REQUIRED: Final = frozenset({"id", "source", "specversion", "type"})
 
 
 def result_type(node: Node) -> Type | None:
@@ -105,7 +105,7 @@ def _missing(node: Attribute) -> str:
 @compile_node.register
 def _exists(node: Exists) -> Run:
     name = node.name
-    if name in _REQUIRED:
+    if name in REQUIRED:
         return lambda _: True
     return lambda event: name in event
 

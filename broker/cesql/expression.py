@@ -13,12 +13,8 @@ from broker.cesql.parser import parse
 from broker.cesql.syntax import (
     Attribute,
     Call,
-    Comparison,
-    In,
-    Like,
     Logic,
     Node,
-    StringLiteral,
     attributes_of,
     children_of,
 )
@@ -99,11 +95,6 @@ class Expression:
             return _refusal(around, f"fails: {outcome.error.detail}")
         return None if outcome.value else _refusal(_deciding(self.node, event))
 
-    def values_of(self, name: str) -> frozenset[str] | None:
-        """The values that the attribute can have, in an event whose attributes are Strings, for the expression to pass;
-        None where that cannot be told from the expression."""
-        return _values_of(self.node, name)
-
 
 def _refusal(node: Node, reason: str = "") -> Refusal:
     return Refusal(part=str(node), attributes=attributes_of(node), reason=reason)
@@ -139,34 +130,3 @@ def _deciding(node: Node, event: Event) -> Node:
             if not compile_truth(operand)(event):
                 return _deciding(operand, event)
     return node
-
-
-def _values_of(node: Node, name: str) -> frozenset[str] | None:
-    match node:
-        case Comparison("=", Attribute(attribute), StringLiteral(text)) if attribute == name:
-            return frozenset((text,))
-        case Comparison("=", StringLiteral(text), Attribute(attribute)) if attribute == name:
-            return frozenset((text,))
-        case Like(Attribute(attribute), pattern, False) if attribute == name and not set("%_\\") & set(pattern):
-            return frozenset((pattern,))
-        case In(Attribute(attribute), elements, False) if attribute == name:
-            texts = [each.value for each in elements if isinstance(each, StringLiteral)]
-            return frozenset(texts) if len(texts) == len(elements) else None
-        case Logic("AND", operands):
-            known = [values for each in operands if (values := _values_of(each, name)) is not None]
-            return frozenset.intersection(*known) if known else None
-        case Logic(_, operands):
-            return _either(operands, name)
-        case _:
-            return None
-
-
-def _either(operands: tuple[Node, ...], name: str) -> frozenset[str] | None:
-    """Of an OR or a XOR, for which at least one operand has to be true."""
-    found: frozenset[str] = frozenset()
-    for each in operands:
-        values = _values_of(each, name)
-        if values is None:
-            return None
-        found |= values
-    return found

@@ -8,15 +8,36 @@ place further on can do better, so nothing is ever tried twice.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Final
 
-__all__ = ["Matcher", "compile_pattern"]
+import msgspec
+
+__all__ = ["Affixes", "Matcher", "affixes", "compile_pattern"]
 
 Matcher = Callable[[str], bool]
 
 #: A piece is its characters, of which None stands for any.
 _Piece = tuple[str | None, ...]
 _ESCAPED: Final = ("%", "_")
+
+
+class Affixes(msgspec.Struct, frozen=True, kw_only=True):
+    """What all texts that match a pattern begin and end with; `whole` tells that there is one, which is both."""
+
+    begin: str
+    end: str
+    whole: bool
+
+
+def affixes(pattern: str) -> Affixes:
+    pieces = _pieces(pattern)
+    begin, end = _beginning(pieces[0]), _beginning(pieces[-1][::-1])[::-1]
+    return Affixes(begin=begin, end=end, whole=len(pieces) == 1 and len(begin) == len(pieces[0]))
+
+
+def _beginning(piece: _Piece) -> str:
+    return "".join(takewhile(lambda character: character is not None, piece))  # type: ignore[arg-type]
 
 
 def compile_pattern(pattern: str) -> Matcher:

@@ -164,7 +164,10 @@ B: Final = Prefix((("source", "b"),))
         pytest.param(
             Cesql(Expression("type = 'a' AND color IN ('b', 'c')")), one("type", "is", "a", settles=False), id="cesql"
         ),
-        pytest.param(Cesql(Expression("type LIKE 'a%'")), None, id="cesql without values"),
+        pytest.param(
+            Cesql(Expression("type LIKE 'a%'")), one("type", "starts", "a", settles=False), id="cesql with a pattern"
+        ),
+        pytest.param(Cesql(Expression("NOT EXISTS color")), None, id="cesql that implies nothing"),
         pytest.param(Not(Cesql(Expression("type = 'a'"))), None, id="not cesql"),
         pytest.param(Not(Not(A)), one("type", "is", "a"), id="not not"),
         pytest.param(Not(Any((Not(A), B))), one("type", "is", "a", settles=False), id="not any"),

@@ -272,34 +272,6 @@ def test_every_function_is_in_the_tables_above():
     assert not [name for name in FUNCTIONS if not any(f"{name}(" in text for text in texts)]
 
 
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        ("type = 'a'", {"a"}),
-        ("'a' = type", {"a"}),
-        ("type LIKE 'a.b'", {"a.b"}),
-        ("type LIKE 'a%'", None),
-        ("type NOT LIKE 'a'", None),
-        ("type IN ('a', 'b')", {"a", "b"}),
-        ("type NOT IN ('a', 'b')", None),
-        ("type IN ('a', id)", None),
-        ("type != 'a'", None),
-        ("type = id", None),
-        ("subject = 'a'", None),
-        ("type = 'a' AND subject = 'b'", {"a"}),
-        ("subject = 'b' AND type IN ('a', 'b') AND type = 'b'", {"b"}),
-        ("type = 'a' AND type = 'b'", set()),
-        ("type = 'a' OR type = 'b'", {"a", "b"}),
-        ("type = 'a' OR subject = 'b'", None),
-        ("type = 'a' XOR type = 'b'", {"a", "b"}),
-        ("NOT (type = 'a')", None),
-        ("TRUE", None),
-    ],
-)
-def test_an_expression_tells_which_values_of_an_attribute_can_pass(text: str, values: set[str] | None):
-    assert Expression(text).values_of("type") == values
-
-
 def test_expressions_are_the_same_however_they_are_spelled():
     one, other = Expression("TYPE = 'a' and (b)"), Expression('type = "a" AND b')
     assert one == other
@@ -330,15 +302,6 @@ def test_evaluation_ends_with_a_value_and_says_no_as_it_explains(node: object, e
         assert refusal.part in str(expression)
         assert Expression(refusal.part).refusal(event) is not None
     assert expression.evaluate(event).value == outcome.value
-
-
-@given(NODES, EVENTS.map(lambda event: {name: to_string(value) for name, value in event.items()}))
-def test_an_event_that_passes_has_one_of_the_values_told(node: object, event: dict[str, str]):
-    expression = Expression(str(node))
-    for name in ("type", "a"):
-        values = expression.values_of(name)
-        if values is not None and expression.matches(event):
-            assert event[name] in values
 
 
 @given(
