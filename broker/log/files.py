@@ -7,6 +7,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ __all__ = ["Files", "Found", "Kept"]
 
 logger = logging.getLogger(__name__)
 
+#: The file's folder, the data directory and the folder that this one is in: the first two may be new as well.
+_NEW_FOLDERS: Final = 3
 #: Of a Broker, the newest events that are looked at when the file is opened.
 _SAMPLES: Final = 3
 #: No log gets there: a position beyond it is damaged.
@@ -58,8 +61,10 @@ class Files:
         except OSError as error:
             os.close(self._lock)
             raise Unavailable(f"The event log {path} is in use by another process.") from error
-        # Events are their senders' business: made before SQLite would, which gives its other files the same mode.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        if not path.exists():
+            # Events are their senders' business: made before SQLite would, which gives its other files the same mode.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            _sync_folders(path)
         self.writer = _connect(path)
         self.reader = _connect(path)
         try:
@@ -138,6 +143,17 @@ class Files:
 
     def _one(self, sql: str) -> int:
         return int(self.writer.execute(sql).fetchone()[0])
+
+
+def _sync_folders(path: Path) -> None:
+    """Have a new file's way from the data directory on the disk: SQLite syncs what is in the file."""
+    for folder in path.absolute().parents[:_NEW_FOLDERS]:
+        with suppress(OSError):  # one that is not ours to open, or of a file system that has nothing to sync
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _kept(row: tuple[Any, ...], brokers: dict[int, str]) -> Kept:

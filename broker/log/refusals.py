@@ -46,8 +46,7 @@ def unavailable(error: Exception, path: Path) -> Unavailable:
 def damaged(path: Path, said: str) -> FileDamaged:
     return FileDamaged(
         f"The event log {path} is damaged: {said.rstrip('.')}. Events that cannot be read are not delivered. Stop the "
-        "platform, and restore the file from a backup, take what can be saved into a new one with sqlite3's .recover, "
-        "or move it away to start without events."
+        "platform, and restore the file from a backup, or move it away to start without events."
     )
 
 
