@@ -32,7 +32,7 @@ _MEANINGS: Final = {
     "corrupt": "the stored bytes are not what was written, so nobody got it",
     "redriven": "given up, and sent again by hand as another event",
     "discarded": "given up, and dropped by hand",
-    "repeat": "not sent: an event of its source and id came before it",
+    "repeat": "an event of its source and id came before it",
 }
 
 #: Rows of the ledger that are no attempts: `broker.ledger.SETTLED`.
@@ -123,6 +123,8 @@ def _clause(verdict: Mapping[str, Any]) -> str:
 def _attempt(attempt: Mapping[str, Any]) -> str:
     if attempt["outcome"] in _BY_HAND:
         return f"by hand    {attempt['time'][11:23]}  {attempt['outcome']}  {attempt.get('reason') or ''}".rstrip()
+    if not attempt["number"]:  # nothing was sent
+        return f"not sent   {attempt['time'][11:23]}  {attempt['outcome']}  {attempt.get('reason') or ''}".rstrip()
     status = str(attempt["status"] or "no answer")
     reason = f"  {attempt['reason']}" if attempt.get("reason") else ""
     outcome = click.style(attempt["outcome"], fg=_COLOURS.get(attempt["outcome"]))

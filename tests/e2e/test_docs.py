@@ -123,7 +123,14 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 
 @pytest.mark.parametrize(
     "page",
-    ["getting-started.md", "events.md", "filters.md", "replay-and-dead-letters.md", "channels-and-flows.md"],
+    [
+        "getting-started.md",
+        "events.md",
+        "filters.md",
+        "replay-and-dead-letters.md",
+        "channels-and-flows.md",
+        "delivery.md",
+    ],
 )
 def test_what_a_page_tells_to_type_does_what_it_shows(reader, page):
     reader.follow(document.ROOT / "docs" / page)

@@ -10,6 +10,8 @@ import click
 import pytest
 import yaml
 
+from broker.delivery import Outcome, Policy, RetryAt, decide
+from broker.flow.settings import ANNOTATIONS, FLOW_GROUP, ORDER_KEYS, PLAIN
 from broker.ledger import OUTCOMES
 from core import limits
 from core.resources import KindRef
@@ -250,8 +252,45 @@ def test_every_reason_of_the_gateway_is_documented_and_no_other():
 
 
 def test_every_outcome_of_a_delivery_is_documented():
-    rows = re.findall(r"^\| `([a-z-]+)` \|", section("brokers-and-triggers.md", "Delivery"), re.MULTILINE)
+    rows = re.findall(r"^\| `([a-z-]+)` \|", section("delivery.md", "Outcomes"), re.MULTILINE)
     assert [row for row in rows if row in OUTCOMES] == list(OUTCOMES)
+
+
+def test_every_annotation_of_flow_is_documented_with_its_default_and_no_other():
+    rows = re.findall(
+        r"^\| `(delivery\.penstock\.dev/[a-z-]+)` \| ([^|]*) \|", section("delivery.md", "Order and flow"), re.M
+    )
+    assert {name for name, _ in rows} == ANNOTATIONS
+    assert in_docs(r"\bdelivery\.penstock\.dev/[a-z-]+") == ANNOTATIONS
+    shown = dict(rows)
+    assert shown[f"{FLOW_GROUP}/parallelism"] == str(PLAIN.parallelism)
+    assert shown[f"{FLOW_GROUP}/batch"] == str(PLAIN.batch)
+    assert shown[f"{FLOW_GROUP}/batch-wait"] == f"`{PLAIN.batch_wait_s:g}s`"
+    assert shown[f"{FLOW_GROUP}/order-key"] == ", else ".join(f"`{name}`" for name in ORDER_KEYS)
+
+
+def test_the_table_of_answers_is_that_of_the_code():
+    rows = {
+        code: again
+        for line in re.findall(r"^\| ([0-9x, ]+) \| no \| (yes|no) \|$", section("delivery.md", "Answers"), re.M)
+        for code, again in [(code.strip(), line[1]) for code in line[0].split(",")]
+    }
+    assert len(rows) > 6
+    for status in range(100, 600):
+        if 200 <= status < 300:
+            continue
+        told = rows.get(str(status)) or rows.get(f"{status // 100}xx") or rows_of(status)
+        decision = decide(Outcome(status), 1, Policy(), 0.0, 0.0)
+        assert isinstance(decision, RetryAt) == (told == "yes"), status
+
+
+def rows_of(status: int) -> str:
+    """The rows that name a range in words."""
+    text = section("delivery.md", "Answers")
+    row = r"^\| other 4xx \| no \| (yes|no) \|$" if status < 500 else r"^\| 5xx, and 600 to 999 \| no \| (yes|no) \|$"
+    found = re.search(row, text, re.M)
+    assert found is not None
+    return found[1]
 
 
 def test_every_kind_is_documented():
