@@ -46,6 +46,7 @@ __all__ = [
     "StepShape",
     "plan_parallel",
     "plan_sequence",
+    "with_defaults",
 ]
 
 GROUP: Final = "flows.knative.dev"
@@ -141,6 +142,11 @@ def plan_parallel(resource: Resource) -> Plan:
         delivery = branch.get("delivery")
         subscribers.append(_subscription(resource, channel, channel, branch["subscriber"], answers, delivery))
     return Plan((name, *(f"{name}-{number}" for number in range(len(branches)))), (*filters, *subscribers))
+
+
+def with_defaults(flow: Resource) -> Resource:
+    """A stored flow as admission leaves it: where there is no admission, it is as somebody wrote it."""
+    return _default_sequence(flow) if flow.ref == SEQUENCE else _default_parallel(flow)
 
 
 def _to(flow: Resource, channel: str) -> dict[str, Any]:

@@ -44,6 +44,7 @@ __all__ = [
     "default_subscription",
     "default_template",
     "make_channel",
+    "template_of",
     "validate_template",
 ]
 
@@ -124,6 +125,12 @@ def make_channel(name: str, owner: Resource, kind: KindRef, spec: Mapping[str, A
 
 
 # ---- defaults
+
+
+def template_of(channel: Resource) -> KindRef:
+    """Of which kind the channel behind a stored Channel is to be."""
+    template = channel.spec.get("channelTemplate") or DEFAULT_TEMPLATE
+    return KindRef.parse(template.get("apiVersion", ""), template.get("kind", ""))
 
 
 def default_template(spec: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from broker.conditions import conditions_of, owners_of, ready_of
-from broker.flows import PARALLEL, SEQUENCE, Plan, plan_parallel, plan_sequence
+from broker.flows import PARALLEL, SEQUENCE, Plan, plan_parallel, plan_sequence, with_defaults
 from broker.messaging import CHANNELS, SUBSCRIPTION, make_channel
 from core.control.lifecycle import same_json
 from core.control.reconcile import Action, Apply, Delete, Outcome, View
@@ -33,6 +33,7 @@ class SequenceReconciler:
         return _related(SEQUENCE)
 
     def decide(self, resource: Resource, view: View, now: float) -> Outcome:
+        resource = with_defaults(resource)
         plan = plan_sequence(resource)
         parts = _Parts(resource, plan, view)
         status: dict[str, Any] = {
@@ -54,6 +55,7 @@ class ParallelReconciler:
         return _related(PARALLEL)
 
     def decide(self, resource: Resource, view: View, now: float) -> Outcome:
+        resource = with_defaults(resource)
         plan = plan_parallel(resource)
         parts = _Parts(resource, plan, view)
         first, *others = (parts.channel(name, _addressed_entry) for name in plan.channels)

@@ -24,6 +24,7 @@ from broker.messaging import (
     SubscriptionShape,
     channel_name,
     make_channel,
+    template_of,
 )
 from core.control.reconcile import Action, Apply, Outcome, View
 from core.resources import (
@@ -88,19 +89,21 @@ class ChannelReconciler:
     def decide(self, resource: Resource, view: View, now: float) -> Outcome:
         meta = resource.meta
         shape = msgspec.convert(resource.spec, ChannelShape)
-        template = shape.channel_template
+        template, asked = shape.channel_template, template_of(resource)
         status: dict[str, Any] = {"observedGeneration": meta.generation}
         actions: tuple[Action, ...] = ()
         backing: Resource | None = None
-        if template is None or KindRef.parse(template.api_version, template.kind) != IN_MEMORY_CHANNEL:
-            asked = f"{template.kind} of {template.api_version}" if template else "nothing"
+        if asked != IN_MEMORY_CHANNEL:
             message = f"spec.channelTemplate asks for {asked}; what there is here is {IN_MEMORY_CHANNEL.kind}."
             backed = Condition(type="BackingChannelReady", status="False", reason="ChannelFailure", message=message)
         else:
             backing = view.get(Key(IN_MEMORY_CHANNEL, meta.namespace, meta.name))
             if backing is None and meta.deletion_timestamp is None:
                 delivery = resource.spec.get("delivery")
-                spec = {**(template.spec or {}), **({"delivery": delivery} if delivery is not None else {})}
+                spec = {
+                    **((template and template.spec) or {}),
+                    **({"delivery": delivery} if delivery is not None else {}),
+                }
                 actions = (Apply(make_channel(meta.name, resource, IN_MEMORY_CHANNEL, spec)),)
             status["channel"] = {
                 "apiVersion": IN_MEMORY_CHANNEL.api_version,

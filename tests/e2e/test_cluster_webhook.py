@@ -16,6 +16,8 @@ import msgspec
 import pytest
 import yaml
 
+from broker.flows import PARALLEL, SEQUENCE
+from broker.messaging import CHANNEL, SUBSCRIPTION
 from broker.reconcile import reconcilers as broker_reconcilers
 from core.clock import SystemClock
 from core.control.events import EventRecorder
@@ -24,7 +26,7 @@ from core.control.kubernetes.store import KubernetesStore
 from core.control.loop import ControlLoop
 from core.control.memory import MemoryStore
 from core.errors import AlreadyExists, InvalidInput, NotFound, PenstockError
-from core.resources import Kind, KindRef, ObjectMeta, Resource
+from core.resources import Kind, KindRef, ObjectMeta, Resource, is_ready
 from core.resources.builtin import EVENT
 from core.telemetry import Metrics
 from penstock.apiserver.app import create_app
@@ -226,6 +228,47 @@ async def test_what_the_platform_writes_itself_passes_its_own_admission(store: K
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+
+
+FLOWS = """
+apiVersion: flows.knative.dev/v1
+kind: Sequence
+metadata: {name: steps, namespace: default}
+spec:
+  steps: [{uri: "http://one.example/"}, {uri: "http://two.example/", delivery: {retry: 1}}]
+---
+apiVersion: flows.knative.dev/v1
+kind: Parallel
+metadata: {name: branches, namespace: default}
+spec:
+  channelTemplate: {apiVersion: messaging.knative.dev/v1, kind: Channel, spec: {delivery: {retry: 2}}}
+  branches:
+    - filter: {uri: "http://filter.example/"}
+      subscriber: {ref: {apiVersion: flows.knative.dev/v1, kind: Sequence, name: steps}}
+  reply: {ref: {apiVersion: messaging.knative.dev/v1, kind: Channel, name: branches-kn-parallel}}
+"""
+
+
+async def test_a_flow_and_its_parts_pass_admission_and_come_to_rest(store: KubernetesStore):
+    loop = ControlLoop(store, broker_reconcilers(), SystemClock())
+    running = asyncio.create_task(loop.run())
+
+    def ready(found: Collection[Resource]) -> bool:
+        return all(is_ready(one.status, one.meta.generation) == "True" for one in found)
+
+    try:
+        for document in yaml.safe_load_all(FLOWS):
+            await store.create(Resource.from_dict(document))
+        async with asyncio.timeout(DEADLINE_S):
+            for kind in (SEQUENCE, PARALLEL):
+                await held(store, kind, lambda found: bool(found) and ready(found))
+            parts = await held(store, SUBSCRIPTION, lambda found: len(found) == 4 and ready(found))
+            channels = await held(store, CHANNEL, lambda found: len(found) == 2 and ready(found))
+        # A reconciler that wants what admission changes writes it again with every look.
+        assert {one.meta.generation for one in (*parts, *channels)} == {1}
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def held(

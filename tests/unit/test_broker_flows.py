@@ -214,6 +214,14 @@ def test_a_flow_of_channels_that_there_are_not_says_so_and_makes_nothing(kind, b
     assert outcome.actions == ()
 
 
+@pytest.mark.parametrize(("kind", "count"), [(SEQUENCE, 2), (PARALLEL, 4)])
+def test_a_flow_that_never_passed_admission_is_made_as_if_it_had(kind, count):
+    spec = {"steps": [A]} if kind == SEQUENCE else {"branches": [{"subscriber": A}]}
+    meta = ObjectMeta(name="f", namespace="ns", uid="uid-f", generation=1)
+    outcome = decide(Resource(ref=kind, meta=meta, body={"spec": spec}))
+    assert len(outcome.actions) == count
+
+
 def test_the_status_names_every_part_with_how_it_is():
     outcome = decide(SEQUENCE_HERE, *all_parts(SEQUENCE_HERE, ADDRESSED, READY))
     reference = {"apiVersion": "messaging.knative.dev/v1", "name": "f-kn-sequence-0", "namespace": "ns"}

@@ -204,6 +204,13 @@ def backing(status: dict[str, Any]) -> Resource:
         pytest.param({}, [backing(BACKED)], "Ready", ("True", ""), id="ready"),
         pytest.param({}, [], "BackingChannelReady", ("Unknown", "BackingChannelNotConfigured"), id="just being made"),
         pytest.param(
+            {"channelTemplate": None},
+            [],
+            "BackingChannelReady",
+            ("Unknown", "BackingChannelNotConfigured"),
+            id="it never passed admission",
+        ),
+        pytest.param(
             {}, [backing({})], "BackingChannelReady", ("Unknown", "BackingChannelNotConfigured"), id="not looked at yet"
         ),
         pytest.param({}, [backing(READY)], "Addressable", ("False", "EmptyHostname"), id="without an address"),
