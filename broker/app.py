@@ -12,10 +12,11 @@ from fastapi import APIRouter, Query, Response
 from broker.conditions import condition_of
 from broker.explain import Explanation
 from broker.flow.settings import PAUSED
-from broker.listing import EventList, Library
-from broker.log.query import LogQuery, Slice
+from broker.listing import Away, EventList, Library
+from broker.log.query import LogQuery
 from broker.messaging import SUBSCRIPTION
 from broker.resources import TRIGGER
+from broker.sieve import Question, Sieve, read_filters, read_states
 from broker.table import GIVERS, TAKERS, Table, TableBuilder
 from core.control.reconcile import View
 from core.errors import InvalidInput, Unavailable
@@ -39,12 +40,15 @@ DEFAULT_LIMIT: Final = 100
 MAX_LIMIT: Final = 1000
 #: Of a cursor: a platform has a handful of logs, with a name and a number each.
 MAX_CURSOR: Final = 500
+#: Of filters in a query, in characters: a request line has its limit too.
+MAX_FILTERS: Final = 8000
 
 
 class ExplanationList(msgspec.Struct, frozen=True):
     """The answer of ``GET /penstock/v1/events/{id}/explain``."""
 
     events: tuple[Explanation, ...]
+    away: tuple[Away, ...] = ()
 
 
 class _Problem(msgspec.Struct, frozen=True):
@@ -64,25 +68,35 @@ def create_router(*, readers: Mapping[str, LogQuery], view: View) -> APIRouter:
         return builder.build(listed(GIVERS), listed(TAKERS))
 
     @router.get("/events")
-    async def events(
+    async def events(  # noqa: PLR0913, PLR0917 - what is asked, each by its name
         after: Annotated[str | None, Query(max_length=MAX_CURSOR)] = None,
         limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = DEFAULT_LIMIT,
         namespace: str | None = None,
         broker: str | None = None,
         type: str | None = None,  # noqa: A002 - the attribute's name
+        id: str | None = None,  # noqa: A002 - the attribute's name
+        filters: Annotated[str, Query(max_length=MAX_FILTERS)] = "[]",
+        since: float | None = None,
+        trigger: str | None = None,
+        state: Annotated[list[str] | None, Query()] = None,
+        waiting: bool = False,
     ) -> Response:
         """Stored events in order: those after a cursor, or the newest."""
 
-        def newest(reader: LogQuery) -> Slice:
-            return reader.newest(limit, namespace=namespace, broker=broker, type=type)
-
-        def following(reader: LogQuery, seq: int) -> Slice:
-            return reader.after(seq, limit, namespace=namespace, broker=broker, type=type)
-
         def read() -> EventList:
-            if after is None:
-                return library.newest(limit, newest, known)
-            return library.after(after, limit, following, known)
+            sieve = Sieve(
+                Question(
+                    namespace=namespace,
+                    broker=broker,
+                    filter=read_filters(filters, type),
+                    id=id,
+                    since=since,
+                    trigger=trigger,
+                    states=read_states(state or ()),
+                    waiting=waiting,
+                )
+            )
+            return library.newest(limit, sieve, known) if after is None else library.after(after, limit, sieve, known)
 
         known = table()
         return await _answer(read)
@@ -93,8 +107,8 @@ def create_router(*, readers: Mapping[str, LogQuery], view: View) -> APIRouter:
         known, obstacles = table(), _obstacles(listed(TAKERS))
 
         def read() -> ExplanationList | None:
-            found = library.explain(event_id, known, obstacles)
-            return ExplanationList(found) if found else None
+            found, away = library.explain(event_id, known, obstacles)
+            return ExplanationList(found, away) if found else None
 
         return await _answer(read, missing=f"No stored event has the id {event_id!r}.")
 

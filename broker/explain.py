@@ -50,8 +50,9 @@ class DeliveryState(msgspec.Struct, frozen=True, kw_only=True):
 class EventView(msgspec.Struct, frozen=True, kw_only=True):
     """A stored event as it is listed. `time` is when it arrived, `size` its data's bytes; `corrupt` tells that its
     bytes are not what was written, so that nothing is known of it but its place. In a list, `next` is the cursor to ask
-    on from after it (`broker.listing`). An event for one Trigger alone tells in `only` for which, and in `repeats` the
-    position of the event that it was sent again for."""
+    on from after it (`broker.listing`), and `matches` is false where it can still come to what was asked for. An event
+    for one Trigger alone tells in `only` for which, and in `repeats` the position of the event that it was sent again
+    for."""
 
     seq: int
     broker: str
@@ -68,6 +69,7 @@ class EventView(msgspec.Struct, frozen=True, kw_only=True):
     corrupt: bool = False
     deliveries: tuple[DeliveryState, ...] = ()
     next: str | None = None
+    matches: bool = True
 
 
 class TriggerView(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,9 +16,9 @@ from broker.log.port import Position, Record
 from broker.log.refusals import damaged, unavailable
 from core.errors import Corrupt
 
-__all__ = ["MAX_SCANNED", "Delivery", "Found", "LogQuery", "LogReader", "Slice", "wanted_brokers"]
+__all__ = ["MAX_SCANNED", "Delivery", "Found", "LogQuery", "LogReader", "Slice", "Wanted", "wanted_brokers"]
 
-#: Rows looked at for one answer where a filter on the type leaves most of them out.
+#: Events looked at for one answer where what is wanted leaves most of them out.
 MAX_SCANNED: Final = 20_000
 #: Events whose deliveries are read in one statement.
 _TOGETHER: Final = 500
@@ -42,6 +42,10 @@ class Found(msgspec.Struct, frozen=True):
     record: Record | None
 
 
+#: Whether an event is among those that are asked for. Called for each that is looked at, in any order.
+Wanted = Callable[[Found], bool]
+
+
 class Slice(msgspec.Struct, frozen=True):
     """Events in order, and the position to ask on from."""
 
@@ -59,7 +63,7 @@ class LogQuery(Protocol):
         *,
         namespace: str | None = None,
         broker: str | None = None,
-        type: str | None = None,  # noqa: A002 - the attribute's name
+        wanted: Wanted | None = None,
     ) -> Slice:
         """The last `limit` events that match."""
         ...
@@ -71,7 +75,7 @@ class LogQuery(Protocol):
         *,
         namespace: str | None = None,
         broker: str | None = None,
-        type: str | None = None,  # noqa: A002 - the attribute's name
+        wanted: Wanted | None = None,
     ) -> Slice:
         """The first `limit` events after a position that match."""
         ...
@@ -119,10 +123,10 @@ class LogReader:
         *,
         namespace: str | None = None,
         broker: str | None = None,
-        type: str | None = None,  # noqa: A002 - the attribute's name
+        wanted: Wanted | None = None,
     ) -> Slice:
         """The last `limit` events that match."""
-        return self._slice("ORDER BY seq DESC", (), limit, wanted_brokers(namespace, broker), type)
+        return self._slice("ORDER BY seq DESC", (), limit, wanted_brokers(namespace, broker), wanted)
 
     def after(
         self,
@@ -131,10 +135,10 @@ class LogReader:
         *,
         namespace: str | None = None,
         broker: str | None = None,
-        type: str | None = None,  # noqa: A002 - the attribute's name
+        wanted: Wanted | None = None,
     ) -> Slice:
         """The first `limit` events after a position that match."""
-        return self._slice("ORDER BY seq", (seq,), limit, wanted_brokers(namespace, broker), type)
+        return self._slice("ORDER BY seq", (seq,), limit, wanted_brokers(namespace, broker), wanted)
 
     def by_id(self, event_id: str) -> tuple[Found, ...]:
         """Every event of that id: an id is unique only together with its source, and an event can be sent twice."""
@@ -215,24 +219,24 @@ class LogReader:
         order: str,
         after: tuple[int, ...],
         limit: int,
-        wanted: Callable[[str], bool] | None,
-        type_: str | None,
+        of: Callable[[str], bool] | None,
+        wanted: Wanted | None,
     ) -> Slice:
         with self._open() as connection:
             if connection is None:
                 return Slice((), after[0] if after else 0)
             conditions = ["seq > ?"] if after else []
-            if wanted is not None:
+            if of is not None:
                 rows = connection.execute("SELECT id, name FROM brokers")
-                numbers = ", ".join(str(number) for number, name in rows if wanted(name))
+                numbers = ", ".join(str(number) for number, name in rows if of(name))
                 conditions.append(f"broker IN ({numbers})")
             where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-            scanned = limit if type_ is None else MAX_SCANNED
+            scanned = limit if wanted is None else MAX_SCANNED
             sql = f"{_SELECT} {where} {order} LIMIT {scanned}"
             events, last = [], after[0] if after else 0
             for found in _rows(connection, sql, after):
                 last = max(last, found.seq)
-                if type_ is None or (found.record is not None and found.record.entry.attributes["type"] == type_):
+                if wanted is None or wanted(found):
                     events.append(found)
                     if len(events) == limit:
                         break

@@ -1,11 +1,8 @@
-"""``penstock send | events | explain``: publish an event, watch events, ask where one went."""
+"""``penstock events | explain``: watch events, ask where one went."""
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -14,187 +11,37 @@ from urllib.parse import quote
 import click
 import msgspec
 
-from core.clock import rfc3339
-from core.errors import InvalidInput
-from core.events import CloudEvent, to_binary
-from penstock.cli.api import Api, Refused
-from penstock.cli.context import (
-    Session,
-    Waiting,
-    data_option,
-    namespace_option,
-    output_option,
-    platform_options,
-    until_interrupted,
-)
+from penstock.cli.api import Refused
+from penstock.cli.asked import Question, asking
+from penstock.cli.context import Session, Waiting, output_option, platform_options, until_interrupted
 from penstock.cli.failure import NOT_FOUND, Failure
 from penstock.cli.output import print_json
 from penstock.cli.settling import INTERVAL_S, Settling
 from penstock.cli.story import event_line, explanation_lines
 
-__all__ = ["events", "explain", "send"]
+__all__ = ["events", "explain"]
 
+PATH: Final = "/penstock/v1/events"
 NOT_FOUND_STATUS: Final = 404
-#: Attributes of every event, and how they are given instead.
-_OWN_OPTIONS: Final = {
-    "id": "use --id",
-    "source": "use --source",
-    "type": "use --type",
-    "subject": "use --subject",
-    "datacontenttype": "use --content-type",
-    "data": "use --data",
-    "specversion": "it is always 1.0",
-}
+#: How far back one answer looks (`broker.log.query.MAX_SCANNED`).
+LOOKED_AT: Final = 20_000
 #: How many events are asked for at once while following.
 FOLLOW_PAGE: Final = 500
-
-
-@click.command(short_help="Publish one event.")
-@click.option("--type", "kind", required=True, help="The event's type, such as com.example.order.created.")
-@click.option("--source", default="/penstock/send", show_default=True, help="The event's source.")
-@click.option("--id", "event_id", help="The event's id.  [default: a random one]")
-@click.option("--subject", help="The event's subject.")
-@click.option(
-    "--data", "text", help="The payload; JSON unless --content-type says otherwise. @FILE reads it, - is stdin."
-)
-@click.option("--content-type", default="application/json", show_default=True, help="The payload's media type.")
-@click.option("-e", "--extension", "extensions", multiple=True, metavar="NAME=VALUE", help="An extension attribute.")
-@click.option(
-    "--broker", default="default", show_default=True, help="The Broker to publish to; channels/NAME for a channel."
-)
-@namespace_option
-@click.option(
-    "--broker-url",
-    envvar="PENSTOCK_BROKER_URL",
-    metavar="URL",
-    help="The broker's listener, instead of the data directory's.",
-)
-@output_option("text", "json")
-@data_option
-def send(
-    kind: str,
-    source: str,
-    event_id: str | None,
-    subject: str | None,
-    text: str | None,
-    content_type: str,
-    extensions: tuple[str, ...],
-    broker: str,
-    namespace: str,
-    broker_url: str | None,
-    output: str,
-    data: Path,
-) -> None:
-    """Publish one CloudEvent to a Broker; it is on disk when this returns.
-
-    \b
-    Examples:
-      penstock send --type hello --data '{"to": "you"}'
-      penstock send --type order.created --subject 42 -e partitionkey=eu --data @order.json
-    """
-    payload = _payload(text, content_type)
-    attributes = {
-        "specversion": "1.0",
-        "id": str(uuid.uuid4()) if event_id is None else event_id,
-        "source": source,
-        "type": kind,
-        "time": rfc3339(time.time(), fraction=True),
-        **({} if subject is None else {"subject": subject}),
-        **({} if payload is None else {"datacontenttype": content_type}),
-        **_extensions(extensions),
-    }
-    try:
-        event = CloudEvent.of(attributes, payload)
-    except InvalidInput as error:
-        raise Failure(str(error)) from error
-    _publish(Api(broker_url or Session(None, data).places.broker), event, namespace, broker)
-    if output == "json":
-        print_json({"id": event.id, "broker": f"{namespace}/{broker}", "stored": True})
-        return
-    click.echo(f"{click.style('stored', fg='green')} {event.id} in {namespace}/{broker}")
-    click.secho(f"See where it went with: penstock explain {shlex.quote(event.id)}", dim=True)
-
-
-def _publish(api: Api, event: CloudEvent, namespace: str, broker: str) -> None:
-    headers, body = to_binary(event)
-    sent = {name.decode(): value.decode("latin-1") for name, value in headers}
-    sent = {"Content-Type": "application/octet-stream", **_titled(sent)}
-    try:
-        api.request("POST", f"/{quote(namespace, safe='')}/{quote(broker, safe='/')}", body=body, headers=sent)
-    except Refused as refusal:
-        if refusal.status != NOT_FOUND_STATUS:
-            raise
-        message = f"There is no Broker {broker!r} in the namespace {namespace!r}."
-        hint = "List those that exist with: penstock get brokers -A. Name one with --broker and --namespace."
-        raise Failure(message, hint=hint, code=NOT_FOUND) from refusal
-
-
-def _titled(headers: dict[str, str]) -> dict[str, str]:
-    """Content-Type as `Api` writes it, so that it is set once."""
-    return {("Content-Type" if name == "content-type" else name): value for name, value in headers.items()}
-
-
-def _extensions(given: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in given:
-        name, sign, value = text.partition("=")
-        if not sign:
-            raise click.UsageError(f"--extension {text!r} must be NAME=VALUE.")
-        if name in _OWN_OPTIONS:
-            raise click.UsageError(f"--extension {text!r}: {name} is not an extension; {_OWN_OPTIONS[name]}.")
-        if name in found:
-            raise click.UsageError(f"--extension {text!r}: {name} is given more than once.")
-        found[name] = value
-    return found
-
-
-def _payload(text: str | None, content_type: str) -> bytes | None:
-    """The bytes to send. Raises Failure where a file cannot be read, or JSON is announced and not given."""
-    if text is None:
-        return None
-    if text == "-":
-        content = sys.stdin.buffer.read()
-    elif text.startswith("@"):
-        try:
-            content = Path(text[1:]).read_bytes()
-        except OSError as error:
-            raise Failure(f"{text[1:]} cannot be read: {error.strerror}.") from error
-    else:
-        content = text.encode()
-    if "/" not in content_type:
-        raise click.UsageError(f"--content-type {content_type!r} must be a media type, such as application/json.")
-    if content_type.partition(";")[0].strip() == "application/json":
-        try:
-            msgspec.json.decode(content)
-        except msgspec.DecodeError as error:
-            hint = "Quote it as JSON, or name another --content-type."
-            raise Failure(f"--data is not JSON: {error}.", hint=hint) from error
-    return content
 
 
 @click.command(short_help="Show events as they come and go.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with events as they come, until Ctrl-C.")
 @click.option(
-    "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many, without --follow."
+    "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many stored ones, the newest."
 )
-@click.option("--type", "kind", help="Only events of this type.")
-@click.option("--broker", help="Only events of this Broker; channels/NAME for a channel.")
-@click.option("-n", "--namespace", help="Only events of this namespace.  [default: all]")
+@asking
 @output_option("text", "json")
 @platform_options
-def events(
-    follow: bool,
-    limit: int,
-    kind: str | None,
-    broker: str | None,
-    namespace: str | None,
-    output: str,
-    server: str | None,
-    data: Path,
-) -> None:
+def events(follow: bool, limit: int, question: Question, output: str, server: str | None, data: Path) -> None:
     """Show stored events and how each stands for its Triggers.
 
-    With --follow, each event is shown once its deliveries have settled, or after 5 seconds. With --output json, one
+    With --follow, each event is shown once its deliveries have settled, or after 5 seconds; with --state, once it has
+    come to that, if it does within a minute. All options that say which events hold together. With --output json, one
     JSON object a line.
 
     \b
@@ -204,40 +51,65 @@ def events(
     Examples:
       penstock events --follow
       penstock events --type order.created --output json
+      penstock events --follow --trigger orders --state failed
+      penstock events --since 2h --filter "type LIKE 'order.%' AND EXISTS partitionkey"
     """
     session = Session(server, data)
-    wanted = {"type": kind, "broker": broker, "namespace": namespace}
-    query = {name: value for name, value in wanted.items() if value is not None}
-    answer = session.api.request("GET", "/penstock/v1/events", query={**query, "limit": str(limit)})
-    _print_events(answer["events"], output)
+    answer = session.api.request("GET", PATH, query=[*question.query, ("limit", str(limit))])
+    printer = _Printer(output)
+    printer.show(answer, answer["events"])
     if not answer["events"] and not (follow and output == "json"):
-        which = " that match" if query else ""
+        which = " that match" if question.query else ""
         click.echo(f"No events{which} yet. Publish one with: penstock send --type hello", err=True)
+    if answer.get("cut"):
+        hint = "For older ones name a Broker or an id."
+        click.secho(f"Only the newest {LOOKED_AT:,} events of each log were looked at. {hint}", dim=True, err=True)
     if follow:
         with until_interrupted():
-            _follow(session, query, answer["next"], output)
+            _follow(session, question, answer["next"], printer)
 
 
-def _follow(session: Session, query: dict[str, str], after: str, output: str) -> NoReturn:
+def _follow(session: Session, question: Question, after: str, printer: _Printer) -> NoReturn:
     """Print events as they settle. Raises Failure where no platform answers for a while."""
-    settling = Settling(after)
+    settling = Settling(after, awaits=question.awaits)
     waiting = Waiting()
     while True:
         time.sleep(INTERVAL_S)
-        page = {**query, "after": settling.position, "limit": str(FOLLOW_PAGE)}
+        page = [*question.query, ("waiting", "true"), ("after", settling.position), ("limit", str(FOLLOW_PAGE))]
         try:
-            answer = session.api.request("GET", "/penstock/v1/events", query=page)
+            answer = session.api.request("GET", PATH, query=page)
         except Failure as failure:
             waiting.bear(failure)
             session.forget()
             continue
         waiting.over()
-        _print_events(settling.due(answer["events"], answer["next"], time.monotonic()), output)
+        printer.show(answer, settling.due(answer["events"], answer["next"], time.monotonic()))
 
 
-def _print_events(found: Sequence[Mapping[str, Any]], output: str) -> None:
-    for event in found:
-        click.echo(msgspec.json.encode(event) if output == "json" else event_line(event))
+class _Printer:
+    """Prints events, and when a log goes away or comes back."""
+
+    def __init__(self, output: str) -> None:
+        self._output = output
+        self._away: frozenset[str] = frozenset()
+
+    def show(self, answer: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> None:
+        away = answer.get("away") or []
+        names = frozenset(each["log"] for each in away)
+        if names != self._away:
+            self._away = names
+            if self._output == "json":
+                click.echo(msgspec.json.encode({"away": away}))
+            _warn(away)
+        for event in found:
+            click.echo(msgspec.json.encode(event) if self._output == "json" else event_line(event))
+
+
+def _warn(away: Sequence[Mapping[str, str]]) -> None:
+    """Say what an answer is without."""
+    for each in away:
+        click.secho("warning: ", fg="yellow", bold=True, nl=False, err=True)
+        click.echo(f"The log {each['log']} is away, and its events are missing here. {each['message']}", err=True)
 
 
 @click.command(short_help="Tell where an event went, and why.")
@@ -245,21 +117,25 @@ def _print_events(found: Sequence[Mapping[str, Any]], output: str) -> None:
 @output_option("text", "json")
 @platform_options
 def explain(event_id: str, output: str, server: str | None, data: Path) -> None:
-    """Tell where an event went: each Trigger, matched or not and why, each attempt, and the replies it caused.
+    """Tell where an event went: each Trigger, matched or not and why; each attempt, which Revision answered, and how
+    long it waited for a cold start; and the replies that it caused.
 
     \b
-    Example:
+    Examples:
       penstock explain 7f2c1d0e-...
+      penstock explain order-1 --output json
     """
     try:
-        told = Session(server, data).api.request("GET", f"/penstock/v1/events/{quote(event_id, safe='')}/explain")
+        told = Session(server, data).api.request("GET", f"{PATH}/{quote(event_id, safe='')}/explain")
     except Refused as refusal:
         if refusal.status != NOT_FOUND_STATUS:
             raise
         hint = "List the newest with: penstock events"
         raise Failure(refusal.message, hint=hint, code=NOT_FOUND) from refusal
+    away = told.get("away") or []
+    _warn(away)
     if output == "json":
-        print_json(told["events"])
+        print_json([{**each, "away": away} for each in told["events"]] if away else told["events"])
         return
     for line in explanation_lines(told["events"]):
         click.echo(line)

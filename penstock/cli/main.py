@@ -19,7 +19,7 @@ _COMMANDS: Final = {
     "get": "penstock.cli.resources",
     "describe": "penstock.cli.describe",
     "delete": "penstock.cli.resources",
-    "send": "penstock.cli.events",
+    "send": "penstock.cli.send",
     "events": "penstock.cli.events",
     "explain": "penstock.cli.events",
     "trigger": "penstock.cli.trigger",

@@ -15,6 +15,8 @@ INTERVAL_S: Final = 0.3
 #: An event is shown when its deliveries stayed as they are this long, or after `PATIENCE_S` whatever they are.
 QUIET_S: Final = 0.6
 PATIENCE_S: Final = 5.0
+#: Where what becomes of events is asked for, an event that has not come to it by then is passed over.
+AWAITING_S: Final = 60.0
 
 Event = Mapping[str, Any]
 
@@ -25,10 +27,15 @@ def is_settled(event: Event) -> bool:
 
 
 class Settling:
-    """Events after a cursor, each given out once and in order. `position` is what to ask for the next page after."""
+    """Events after a cursor, each given out once, and only if it matches what was asked for. `position` is what to ask
+    for the next page after.
 
-    def __init__(self, position: str) -> None:
+    They are given out in order; where `awaits` is, as soon as they match, whatever came before.
+    """
+
+    def __init__(self, position: str, *, awaits: bool = False) -> None:
         self.position = position
+        self._awaits = awaits
         self._waiting: dict[tuple[str, int], _Waiting] = {}
 
     def due(self, events: Iterable[Event], next_position: str, now_s: float) -> list[Event]:
@@ -40,12 +47,18 @@ class Settling:
             waiting = self._waiting[identity] = known.get(identity) or _Waiting(event, now_s)
             waiting.update(event, now_s)
         found: list[Event] = []
+        in_front = True
         for identity, waiting in tuple(self._waiting.items()):
-            if not waiting.is_due(now_s):
+            if waiting.is_due(now_s, awaits=self._awaits) and not waiting.given:
+                waiting.given = True
+                if waiting.event.get("matches", True):
+                    found.append(waiting.event)
+            in_front = in_front and waiting.given
+            if in_front:
+                del self._waiting[identity]
+                self.position = waiting.event["next"]
+            elif not self._awaits:
                 break
-            del self._waiting[identity]
-            found.append(waiting.event)
-            self.position = waiting.event["next"]
         if not self._waiting:
             self.position = next_position
         return found
@@ -56,6 +69,7 @@ class _Waiting:
 
     def __init__(self, event: Event, now_s: float) -> None:
         self.event = event
+        self.given = False
         self._since_s = now_s
         self._changed_s = now_s
 
@@ -64,6 +78,8 @@ class _Waiting:
             self._changed_s = now_s
         self.event = event
 
-    def is_due(self, now_s: float) -> bool:
+    def is_due(self, now_s: float, *, awaits: bool) -> bool:
+        if awaits and self.event.get("matches", True):
+            return True
         settled = is_settled(self.event) and now_s - self._changed_s >= QUIET_S
-        return settled or now_s - self._since_s >= PATIENCE_S
+        return settled or now_s - self._since_s >= (AWAITING_S if awaits else PATIENCE_S)

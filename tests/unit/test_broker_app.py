@@ -116,6 +116,7 @@ async def test_events_are_listed_with_their_attributes_and_how_they_stand(tmp_pa
         "only": None,
         "repeats": None,
         "corrupt": False,
+        "matches": True,
         "next": str(record.seq),
         "deliveries": [
             {"trigger": "default/scan", "state": "delivered", "status": 202, "attempts": 2, "reason": None},

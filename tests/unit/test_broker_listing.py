@@ -1,17 +1,18 @@
 """Events of several logs in one list: nothing twice, nothing left out, each log in its order."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.listing import EventList, Library, merged
+from broker.listing import Away, EventList, Library, merged
 from broker.log.port import Entry, Position, Record
 from broker.log.query import Delivery, Found, Slice
 from broker.resources import CLASS_ANNOTATION, DEFAULT_CLASS, REDIS_CLASS
+from broker.sieve import Sieve
 from broker.table import TableBuilder
-from core.errors import InvalidInput
+from core.errors import InvalidInput, Unavailable
 from tests.support.broker import broker, trigger
 
 OTHER = broker("other").with_meta(annotations={CLASS_ANNOTATION: REDIS_CLASS})
@@ -21,21 +22,29 @@ TABLE = TableBuilder().build([broker(), OTHER], [trigger("t"), trigger("u", brok
 class Shelf:
     """A log's reader over a list."""
 
-    def __init__(self, name: str, times: Sequence[float]) -> None:
+    def __init__(self, name: str, times: Sequence[float], away: Collection[str] = ()) -> None:
+        self._name, self._away = name, away
         attributes = [{"id": f"{name}{n}", "type": "test.made", "source": "/"} for n in range(len(times))]
         self._found = [
             Found(n, f"default/{name}", at, 0, Record(n, Entry(f"default/{name}", attributes[n - 1], b"", b"", at, 1)))
             for n, at in enumerate(times, 1)
         ]
 
+    def _check(self) -> None:
+        if self._name in self._away:
+            raise Unavailable("It is away.")
+
     def newest(self, limit: int, **_: object) -> Slice:
+        self._check()
         return Slice(tuple(self._found[-limit:]), len(self._found))
 
     def after(self, seq: int, limit: int, **_: object) -> Slice:
+        self._check()
         found = [each for each in self._found if each.seq > seq][:limit]
         return Slice(tuple(found), found[-1].seq if found else seq)
 
     def by_id(self, event_id: str) -> tuple[Found, ...]:
+        self._check()
         return tuple(each for each in self._found if each.record and each.record.entry.attributes["id"] == event_id)
 
     def replies(self, seq: int) -> tuple[Found, ...]:
@@ -45,23 +54,34 @@ class Shelf:
         return {}
 
     def positions(self) -> dict[str, Position]:
+        self._check()
         return {}
 
 
 def after(library: Library, cursor: str, limit: int) -> EventList:
-    return library.after(cursor, limit, lambda reader, seq: reader.after(seq, limit), TABLE)
+    return library.after(cursor, limit, Sieve(), TABLE)
 
 
 def newest(library: Library, limit: int) -> EventList:
-    return library.newest(limit, lambda reader: reader.newest(limit), TABLE)
+    return library.newest(limit, Sieve(), TABLE)
 
 
 def ids(found: EventList) -> list[str]:
     return [event.id for event in found.events]
 
 
-def two(first: Sequence[float], second: Sequence[float]) -> Library:
-    return Library({DEFAULT_CLASS: Shelf("default", first), REDIS_CLASS: Shelf("other", second)})
+class Two(Library):
+    """A library of two shelves, of which those in `away` cannot be read."""
+
+    def __init__(self, first: Sequence[float], second: Sequence[float]) -> None:
+        self.away: set[str] = set()
+        super().__init__(
+            {DEFAULT_CLASS: Shelf("default", first, self.away), REDIS_CLASS: Shelf("other", second, self.away)}
+        )
+
+
+def two(first: Sequence[float], second: Sequence[float]) -> Two:
+    return Two(first, second)
 
 
 TIMES = st.lists(st.integers(0, 9).map(float), max_size=8)
@@ -129,6 +149,53 @@ def test_what_is_no_cursor_is_refused(cursor: str):
 
 def test_an_event_is_explained_by_its_own_logs_triggers_alone():
     library = two([1.0], [1.0])
-    (told,) = library.explain("other0", TABLE, {})
+    (told,), away = library.explain("other0", TABLE, {})
     assert [view.trigger for view in told.triggers] == ["default/u"]
-    assert library.explain("none", TABLE, {}) == ()
+    assert (library.explain("none", TABLE, {}), away) == (((), ()), ())
+
+
+# ---- a log that is away
+
+
+GONE = (Away(REDIS_CLASS, "It is away."),)
+
+
+def test_what_is_asked_while_a_log_is_away_is_answered_from_the_others_and_says_which():
+    library = two([1.0], [2.0])
+    library.away.add("other")
+    for found in (newest(library, 10), after(library, "0", 10)):
+        assert (ids(found), found.away) == (["default0"], GONE)
+    (told,), away = library.explain("default0", TABLE, {})
+    assert (told.event.id, away) == ("default0", GONE)
+    with pytest.raises(Unavailable, match=r"No log that can be read has .*'other0'\. The log Redis: It is away\."):
+        library.explain("other0", TABLE, {})
+
+
+def test_a_follower_misses_nothing_of_a_log_that_was_away_for_a_while():
+    library = two([1.0, 3.0], [2.0, 4.0])
+    first = after(library, "0", 2)
+    assert (ids(first), first.next) == (["default0", "other0"], "Penstock:1,Redis:1")
+    library.away.add("other")
+    second = after(library, first.next, 2)
+    assert (ids(second), second.next) == (["default1"], "Penstock:2,Redis:1")
+    library.away.clear()
+    third = after(library, second.next, 2)
+    assert (ids(third), third.away) == (["other1"], ())
+
+
+def test_a_log_that_was_away_at_the_beginning_is_told_from_its_newest_events_on():
+    library = two([1.0], [2.0, 3.0, 4.0])
+    library.away.add("other")
+    first = newest(library, 2)
+    assert (first.next, first.events[0].next) == ("Penstock:1,Redis:?", "Penstock:1,Redis:?")
+    assert after(library, first.next, 2).next == "Penstock:1,Redis:?"
+    library.away.clear()
+    back = after(library, first.next, 2)
+    assert (ids(back), back.next) == (["other1", "other2"], "Penstock:1,Redis:3")
+
+
+def test_where_no_log_can_be_read_there_is_no_answer_and_each_is_named():
+    library = two([1.0], [2.0])
+    library.away.update(("default", "other"))
+    with pytest.raises(Unavailable, match=r"The log Penstock: It is away\. The log Redis: It is away\."):
+        newest(library, 10)

@@ -1,6 +1,6 @@
 """When an event that is on its way is shown."""
 
-from penstock.cli.settling import PATIENCE_S, QUIET_S, Settling
+from penstock.cli.settling import AWAITING_S, PATIENCE_S, QUIET_S, Settling
 
 
 def event(seq, *states):
@@ -69,3 +69,35 @@ def test_a_page_without_events_that_match_is_not_asked_for_again():
     assert settling.position == "20007"
     assert shown(settling, 1.0, event(20_009, "pending"), following="20010") == []
     assert settling.position == "20007"
+
+
+def awaited(seq, state, *, matches):
+    return {**event(seq, state), "matches": matches}
+
+
+def test_where_a_state_is_awaited_an_event_is_shown_when_it_comes_to_it_whatever_came_before():
+    settling = Settling("0", awaits=True)
+    first = awaited(1, "retrying", matches=False)
+    assert shown(settling, 0.0, first, awaited(2, "dropped", matches=True)) == [2]
+    assert settling.position == "0"
+    assert shown(settling, PATIENCE_S, first, awaited(2, "dropped", matches=True)) == []
+    assert shown(settling, AWAITING_S - 1, awaited(1, "dropped", matches=True), following="2") == [1]
+    assert settling.position == "2"
+
+
+def test_what_settles_otherwise_or_not_in_time_is_passed_over():
+    settling = Settling("0", awaits=True)
+    both = awaited(1, "delivered", matches=False), awaited(2, "pending", matches=False)
+    assert shown(settling, 0.0, *both) == []
+    assert shown(settling, QUIET_S, *both) == []
+    assert settling.position == "1"
+    assert shown(settling, AWAITING_S, both[1], following="2") == []
+    assert settling.position == "2"
+
+
+def test_what_does_not_match_when_it_is_due_is_not_shown_without_awaiting_either():
+    settling = Settling("0")
+    assert shown(settling, 0.0, awaited(1, "delivered", matches=False), awaited(2, "pending", matches=True)) == []
+    assert shown(settling, PATIENCE_S, awaited(1, "delivered", matches=False), awaited(2, "pending", matches=True)) == [
+        2
+    ]

@@ -15,7 +15,7 @@ from broker.log.kafka.connection import CONNECTION_ERRORS, Connection, reason
 from broker.log.kafka.layout import Topics
 from broker.log.kafka.mirror import Mirror
 from broker.log.port import Position
-from broker.log.query import Delivery, Found, LogReader, Slice
+from broker.log.query import Delivery, Found, LogReader, Slice, Wanted
 from core.errors import Unavailable
 
 __all__ = ["KafkaReader"]
@@ -58,11 +58,11 @@ class KafkaReader:
         *,
         namespace: str | None = None,
         broker: str | None = None,
-        type: str | None = None,  # noqa: A002 - the attribute's name
+        wanted: Wanted | None = None,
     ) -> Slice:
         """The last `limit` events that match."""
         self._catch_up()
-        return self._reader.newest(limit, namespace=namespace, broker=broker, type=type)
+        return self._reader.newest(limit, namespace=namespace, broker=broker, wanted=wanted)
 
     def after(
         self,
@@ -71,11 +71,11 @@ class KafkaReader:
         *,
         namespace: str | None = None,
         broker: str | None = None,
-        type: str | None = None,  # noqa: A002 - the attribute's name
+        wanted: Wanted | None = None,
     ) -> Slice:
         """The first `limit` events after a position that match."""
         self._catch_up()
-        return self._reader.after(seq, limit, namespace=namespace, broker=broker, type=type)
+        return self._reader.after(seq, limit, namespace=namespace, broker=broker, wanted=wanted)
 
     def by_id(self, event_id: str) -> tuple[Found, ...]:
         """Every event of that id: an id is unique only together with its source, and an event can be sent twice."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from redis.retry import Retry
 from broker.ledger import Attempt
 from broker.log.encoding import arrival_of, decode_attempt, decode_record, id_hash
 from broker.log.port import Position
-from broker.log.query import MAX_SCANNED, Delivery, Found, Slice, wanted_brokers
+from broker.log.query import MAX_SCANNED, Delivery, Found, Slice, Wanted, wanted_brokers
 from broker.log.redis.connection import COMMAND_TIMEOUT_S, CONNECTION_ERRORS
 from broker.log.redis.layout import Keys, decode_kept, seq_of, stream_id
 from core.errors import Corrupt, Unavailable
@@ -52,14 +52,14 @@ class RedisReader:
         *,
         namespace: str | None = None,
         broker: str | None = None,
-        type: str | None = None,  # noqa: A002 - the attribute's name
+        wanted: Wanted | None = None,
     ) -> Slice:
         """The last `limit` events that match."""
         found: list[Found] = []
         newest = 0
         with self._errors():
             for name in self._brokers(namespace, broker):
-                some, _, _ = _first(self._backwards(name), limit, lambda event: _is_of(event, type))
+                some, _, _ = _first(self._backwards(name), limit, wanted)
                 found += some
                 newest = max(newest, self._newest(name))
         found.sort(key=_seq)
@@ -72,14 +72,14 @@ class RedisReader:
         *,
         namespace: str | None = None,
         broker: str | None = None,
-        type: str | None = None,  # noqa: A002 - the attribute's name
+        wanted: Wanted | None = None,
     ) -> Slice:
         """The first `limit` events after a position that match."""
         found: list[Found] = []
         newest, cut = seq, None
         with self._errors():
             for name in self._brokers(namespace, broker):
-                some, through, ended = _first(self._forwards(name, seq), limit, lambda event: _is_of(event, type))
+                some, through, ended = _first(self._forwards(name, seq), limit, wanted)
                 found += some
                 newest = max(newest, through)
                 if not ended:
@@ -207,13 +207,13 @@ class RedisReader:
             before = f"({entries[-1][0].decode()}"
 
 
-def _first(events: Iterator[Found], limit: int, wanted: Callable[[Found], bool]) -> tuple[list[Found], int, bool]:
+def _first(events: Iterator[Found], limit: int, wanted: Wanted | None) -> tuple[list[Found], int, bool]:
     """The first `limit` wanted ones, how far that looked, and whether it was to the end."""
     found: list[Found] = []
     through = 0
     for event in itertools.islice(events, MAX_SCANNED):
         through = event.seq
-        if wanted(event):
+        if wanted is None or wanted(event):
             found.append(event)
             if len(found) == limit:
                 return found, through, False
@@ -227,10 +227,6 @@ def _found(broker: str, entry_id: bytes, fields: Sequence[bytes]) -> Found:
     except Corrupt:
         return Found(seq, broker, arrival_of(stored), 0, None)
     return Found(seq, broker, record.entry.at, len(record.entry.data), record)
-
-
-def _is_of(event: Found, type_: str | None) -> bool:
-    return type_ is None or (event.record is not None and event.record.entry.attributes["type"] == type_)
 
 
 def _seq(found: Found) -> int:
