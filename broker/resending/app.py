@@ -13,7 +13,7 @@ from broker.ledger import UNDELIVERED
 from broker.log.query import LogQuery
 from broker.resending.forward import Forward
 from broker.resending.letters import REASONS, LetterDetail, LetterList, Wanted, detail_of
-from broker.resending.resender import Ask, Look, Redrive, Replay, Resender
+from broker.resending.resender import Ask, Look, Redrive, Replay, Resender, Settle, SettledList
 from broker.table import GIVERS, TAKERS, TableBuilder
 from core.control.reconcile import View
 from core.errors import InvalidInput, NotFound, PenstockError
@@ -64,6 +64,7 @@ def create_router(*, readers: Mapping[str, LogQuery], view: View, forward: Forwa
         has_revision=lambda namespace, name: view.get(Key(REVISION, namespace, name)) is not None,
     )
     _add_letters(router, resender)
+    _add_settling(router, resender)
     _add_replays(router, resender)
     return router
 
@@ -101,6 +102,32 @@ def _add_letters(router: APIRouter, resender: Resender) -> None:
 
         return await _answer(answer())
 
+
+def _add_settling(router: APIRouter, resender: Resender) -> None:
+    @router.post("/dead-letters/redrive")
+    async def all_redriven(request: Request) -> Response:
+        """Send many letters again."""
+        body = await _body(request)
+
+        async def answer() -> SettledList:
+            ask = _read(body, Settle)
+            names = [_letter(letter) for letter in ask.letters]
+            done = await resender.redrive_all(names, Redrive(replay=ask.replay, revision=ask.revision))
+            return SettledList(tuple(done))
+
+        return await _answer(answer())
+
+    @router.post("/dead-letters/drop")
+    async def all_dropped(request: Request) -> Response:
+        """Drop many letters."""
+        body = await _body(request)
+
+        async def answer() -> SettledList:
+            names = [_letter(letter) for letter in _read(body, Settle).letters]
+            return SettledList(tuple(await resender.drop_all(names)))
+
+        return await _answer(answer())
+
     @router.post(_PLACE + "/redrive")
     async def redriven(letter: str, request: Request) -> Response:
         """Send a letter again."""
@@ -116,7 +143,8 @@ def _add_letters(router: APIRouter, resender: Resender) -> None:
         """List a letter no more, and keep its event no longer than others."""
 
         async def answer() -> _Dropped:
-            return _Dropped((await resender.drop(*_letter(letter))).id)
+            await resender.drop(*_letter(letter))
+            return _Dropped(letter)
 
         return await _answer(answer())
 

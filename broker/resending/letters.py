@@ -13,7 +13,7 @@ from core.clock import rfc3339
 from core.errors import InvalidInput, NotFound
 from core.events import CloudEvent, to_structured
 
-__all__ = ["REASONS", "Held", "Letter", "LetterDetail", "LetterList", "Letters", "Wanted"]
+__all__ = ["REASONS", "Held", "Letter", "LetterDetail", "LetterList", "Letters", "Wanted", "missing"]
 
 #: Why an event is a dead letter. A letter that the dead-letter sink took is one only where that is asked for.
 REASONS: Final = (*sorted(UNDELIVERED), "dead-lettered")
@@ -143,15 +143,23 @@ class Letters:
 
     def find(self, trigger: str, position: int) -> Held:
         """The letter of this Trigger (``namespace/name``) and position. Raises NotFound."""
+        found = self.find_all([(trigger, position)])[0]
+        if found is None:
+            raise missing(trigger, position)
+        return found
+
+    def find_all(self, names: Sequence[tuple[str, int]]) -> Sequence[Held | None]:
+        """The letters of these Triggers and positions; None for each that there is not."""
+        wanted = set(names)
+        positions = sorted({position for _, position in names})
+        held: dict[tuple[str, int], Held] = {}
         for _, reader in self._logs:
-            for found, deliveries in read(reader, [position]):
-                for held in helds_of(found, deliveries):
-                    if held.trigger == trigger and held.last.outcome in REASONS:
-                        return held
-        raise NotFound(
-            f"There is no dead letter {trigger}/{position}: it was delivered, redriven or dropped meanwhile, "
-            "or is no longer kept."
-        )
+            for found, deliveries in read(reader, positions):
+                for each in helds_of(found, deliveries):
+                    name = (each.trigger, found.seq)
+                    if name in wanted and each.last.outcome in REASONS:
+                        held.setdefault(name, each)
+        return [held.get(name) for name in names]
 
     def _some(self, reader: LogQuery, wanted: Wanted, after: int) -> Sequence[tuple[int, Sequence[Held]]]:
         """What comes next after a position, by position; empty at the log's end."""
@@ -175,6 +183,14 @@ class Letters:
                 f"after={after!r} is no position: leave it out, or give the `next` of an earlier answer."
             )
         return names.index(log), int(seq)
+
+
+def missing(trigger: str, position: int) -> NotFound:
+    """That there is no such letter."""
+    return NotFound(
+        f"There is no dead letter {trigger}/{position}: it was delivered, redriven or dropped meanwhile, "
+        "or is no longer kept."
+    )
 
 
 def read(reader: LogQuery, seqs: Sequence[int]) -> Iterator[tuple[Found, Sequence[Delivery]]]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -17,13 +17,27 @@ from broker.ledger import standing
 from broker.log.query import Found, LogQuery
 from broker.resending.forward import Forward
 from broker.resending.letters import Held, Letters
+from broker.resending.letters import missing as missing_letter
 from broker.resending.replaying import REPLAY_ATTRIBUTE, Criteria, Selection, Window, select, window
 from broker.resources import TriggerShape, compile_filter
 from broker.table import Table, TriggerSpec
 from core.errors import InvalidInput, NotFound, PenstockError, Unavailable
 from core.events import CloudEvent, from_http
 
-__all__ = ["MAX_POSITIONS", "Ask", "Asked", "Look", "Redrive", "Redriven", "Replay", "Replayed", "Resender", "Seen"]
+__all__ = [
+    "MAX_POSITIONS",
+    "Ask",
+    "Asked",
+    "Look",
+    "Redrive",
+    "Redriven",
+    "Replay",
+    "Replayed",
+    "Resender",
+    "Seen",
+    "Settle",
+    "SettledList",
+]
 
 #: Events sent again for one request: it is answered within some seconds, and who asks sets the pace.
 MAX_POSITIONS: Final = 200
@@ -76,7 +90,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class Replayed(msgspec.Struct, frozen=True, kw_only=True):
     """How many were sent, left out as sent before, and not sent because they are no longer kept or are corrupt; the
-    positions that they have got."""
+    positions that they have got, now or before."""
 
     sent: int
     before: int
@@ -113,6 +127,32 @@ class Redriven(msgspec.Struct, frozen=True, kw_only=True):
     event_id: str
 
 
+class Settle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Send these letters (``namespace/trigger/position``) again, or drop them; `replay` and `revision` are as in
+    `Redrive`."""
+
+    letters: tuple[str, ...]
+    replay: str = ""
+    revision: str | None = None
+
+
+class Settled(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a letter: the position of what was sent, or the error. `again` tells that trying again may help,
+    `gone` that there is no such letter."""
+
+    letter: str
+    position: int | None = None
+    error: str | None = None
+    again: bool = False
+    gone: bool = False
+
+
+class SettledList(msgspec.Struct, frozen=True):
+    """What became of each letter, in the order in which they were named."""
+
+    letters: tuple[Settled, ...]
+
+
 class Resender:
     """`readers` are those of the logs by class of Broker; `table` tells the Brokers and Triggers as they are now, and
     `has_revision` whether a namespace has a Revision of a name. All raise NotFound, InvalidInput and Unavailable."""
@@ -137,39 +177,83 @@ class Resender:
         """Send the letter of the Trigger (``namespace/name``) again. It is listed no more once the event is stored,
         which is listed if it fails as well."""
         held = await asyncio.to_thread(self.letters.find, trigger, position)
-        spec = self._trigger(trigger, f"Replay the event to another one: penstock replay --id {position}")
+        done = await self._redrive(held, held.left, ask)
+        await self._noted([(trigger, position)])
+        return done
+
+    async def drop(self, trigger: str, position: int) -> None:
+        """Note that nobody wants the letter any more."""
+        held = await asyncio.to_thread(self.letters.find, trigger, position)
+        await self._drop(held, held.left)
+        await self._noted([(trigger, position)])
+
+    async def redrive_all(self, names: Sequence[tuple[str, int]], ask: Redrive) -> Sequence[Settled]:
+        """`redrive` for many letters, as they are; those that fail keep the others from nothing."""
+
+        async def redriven(held: Held, left: int) -> int | None:
+            return (await self._redrive(held, left, ask)).position
+
+        return await self._each(names, redriven)
+
+    async def drop_all(self, names: Sequence[tuple[str, int]]) -> Sequence[Settled]:
+        """`drop` for many letters."""
+        return await self._each(names, self._drop)
+
+    async def _each(
+        self, names: Sequence[tuple[str, int]], work: Callable[[Held, int], Awaitable[int | None]]
+    ) -> Sequence[Settled]:
+        """What became of each letter, in their order."""
+        if len(names) > MAX_POSITIONS:
+            raise InvalidInput(f"letters: there must be at most {MAX_POSITIONS} at once (got {len(names)}).")
+        helds = await asyncio.to_thread(self.letters.find_all, names)
+        counts: Counter[int] = Counter()
+
+        async def settle(name: tuple[str, int], held: Held | None, left: int) -> Settled:
+            letter = f"{name[0]}/{name[1]}"
+            try:
+                if held is None:
+                    raise missing_letter(*name)
+                return Settled(letter=letter, position=await work(held, left))
+            except PenstockError as error:
+                again, gone = isinstance(error, Unavailable), isinstance(error, NotFound) and held is None
+                return Settled(letter=letter, error=str(error), again=again, gone=gone)
+
+        settled: list[Settled] = []
+        for start in range(0, len(names), _AT_ONCE):
+            working = []
+            for name, held in zip(names[start : start + _AT_ONCE], helds[start : start + _AT_ONCE], strict=True):
+                # Those of one event count each other out.
+                left = 0 if held is None else max(0, held.left - counts[held.found.seq])
+                if held is not None:
+                    counts[held.found.seq] += 1
+                working.append(settle(name, held, left))
+            settled += await asyncio.gather(*working)
+        await self._noted([name for name, told in zip(names, settled, strict=True) if told.error is None])
+        return settled
+
+    async def _redrive(self, held: Held, left: int, ask: Redrive) -> Redriven:
+        position = held.found.seq
+        spec = self._trigger(held.trigger, "Another one gets the event with: penstock replay --trigger NAME --id EVENT")
         self._check(spec, ask.replay, ask.revision)
         event = self._edited(ask.event) if bytes(ask.event) else held.event
         if event is None:
             raise InvalidInput(
                 f"The event of {held.id} is corrupt and cannot be sent again as it is. Drop it, or give another."
             )
-        wish = Wish(ask.revision, position, held.delivery.uid, held.left)
+        wish = Wish(ask.revision, position, held.delivery.uid, left)
         marked = event.with_attributes(**{REPLAY_ATTRIBUTE: ask.replay})
-        got = await self._forward.send(spec.broker, spec.name, marked, wish)
-        await self._noted(trigger, position)
-        return Redriven(position=got, event_id=event.id)
+        return Redriven(position=await self._forward.send(spec.broker, spec.name, marked, wish), event_id=event.id)
 
-    async def drop(self, trigger: str, position: int) -> Held:
-        """Note that nobody wants the letter any more."""
-        held = await asyncio.to_thread(self.letters.find, trigger, position)
-        await self._forward.discard(held.found.broker, position, Wish(None, None, held.delivery.uid, held.left))
-        await self._noted(trigger, position)
-        return held
+    async def _drop(self, held: Held, left: int) -> None:
+        await self._forward.discard(held.found.broker, held.found.seq, Wish(None, None, held.delivery.uid, left))
 
-    async def _noted(self, trigger: str, position: int) -> None:
-        """Wait until the ledger says what was done with a letter, so that it is done for good, and who asks for the
-        next letter of the same event finds one less. Raises Unavailable where it does not come."""
+    async def _noted(self, names: Sequence[tuple[str, int]]) -> None:
+        """Wait until the ledger says what was done with these letters, so that it is done for good, and who asks for
+        the next letter of the same event finds one less. Raises Unavailable where it does not come."""
         until = asyncio.get_running_loop().time() + NOTED_S
-        while True:
-            try:
-                await asyncio.to_thread(self.letters.find, trigger, position)
-            except NotFound:
-                return
+        while any(held is not None for held in await asyncio.to_thread(self.letters.find_all, names)):
             if asyncio.get_running_loop().time() > until:
-                raise Unavailable(
-                    f"What was done with {trigger}/{position} is not in the ledger yet. Look again later."
-                )
+                raise Unavailable("What was done with the letters is not in the ledger yet. Look again later.")
             await asyncio.sleep(LOOK_S)
 
     # ---- replays
@@ -199,12 +283,17 @@ class Resender:
         if len(ask.positions) > MAX_POSITIONS:
             raise InvalidInput(f"positions: there must be at most {MAX_POSITIONS} at once (got {len(ask.positions)}).")
 
-        def read() -> tuple[list[Found], int]:
-            kept = [found for found in reader.at(ask.positions) if found.broker == spec.broker and found.record]
-            fresh = [
-                found for found in kept if not (ask.resumed and _was_sent(reader, found.seq, spec.uid, ask.replay))
-            ]
-            return fresh, len(kept) - len(fresh)
+        def read() -> tuple[list[Found], list[int]]:
+            fresh: list[Found] = []
+            before: list[int] = []
+            for found in reader.at(ask.positions):
+                if found.broker == spec.broker and found.record is not None:
+                    sent_as = _sent_as(reader, found.seq, spec.uid, ask.replay) if ask.resumed else None
+                    if sent_as is None:
+                        fresh.append(found)
+                    else:
+                        before.append(sent_as)
+            return fresh, before
 
         found, before = await asyncio.to_thread(read)
         positions: list[int] = []
@@ -215,8 +304,10 @@ class Resender:
                 if isinstance(result, BaseException):
                     raise result
                 positions.append(result)
-        missing = len(set(ask.positions)) - len(found) - before
-        return Replayed(sent=len(positions), before=before, missing=missing, positions=tuple(positions))
+        missing = len(set(ask.positions)) - len(found) - len(before)
+        return Replayed(
+            sent=len(positions), before=len(before), missing=missing, positions=tuple(sorted(before + positions))
+        )
 
     async def look(self, ask: Look) -> Seen:
         """How events that were sent again stand."""
@@ -271,15 +362,15 @@ class Resender:
         return from_http(_STRUCTURED, bytes(raw))
 
 
-def _was_sent(reader: LogQuery, seq: int, uid: str, replay: str) -> bool:
-    """Whether this replay has sent the event at `seq` to the Trigger before."""
+def _sent_as(reader: LogQuery, seq: int, uid: str, replay: str) -> int | None:
+    """At which position this replay has sent the event at `seq` to the Trigger before; None where it has not."""
     for found in reader.replies(seq):
         entry = found.record.entry if found.record is not None else None
         if entry is None or entry.only is None or entry.only.uid != uid:
             continue  # a reply, or for somebody else
         if entry.attributes.get(REPLAY_ATTRIBUTE) == replay:
-            return True
-    return False
+            return found.seq
+    return None
 
 
 def _filter(filters: Sequence[dict[str, object]]) -> Filter:

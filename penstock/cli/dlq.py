@@ -6,8 +6,9 @@ import contextlib
 import os
 import sys
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -16,10 +17,10 @@ import click
 import msgspec
 
 from penstock.cli.api import Refused
-from penstock.cli.context import Session, namespace_option, output_option, platform_options
+from penstock.cli.context import PATIENCE_S, Session, namespace_option, output_option, platform_options
 from penstock.cli.failure import FAILED, NOT_FOUND, Failure
 from penstock.cli.output import age, print_json, print_table
-from penstock.cli.pace import Pace, Patient, moment
+from penstock.cli.pace import RETRY_S, Pace, Patient, moment
 
 __all__ = ["dlq"]
 
@@ -28,6 +29,8 @@ PATH: Final = "/penstock/v1/dead-letters"
 REASONS: Final = ("dropped", "dead", "corrupt", "dead-lettered")
 #: Letters in one answer.
 PAGE: Final = 500
+#: Letters of one request, at most (`broker.resending.resender.MAX_POSITIONS`).
+TOGETHER: Final = 200
 
 
 @click.group(short_help="Look at what could not be delivered, send it again, or drop it.")
@@ -231,13 +234,15 @@ def redrive(
         raise click.UsageError(f"--edit and --with are for one letter; these are {len(chosen)}.")
     replay = f"redrive-{uuid.uuid4().hex[:8]}"
     body: dict[str, Any] = {"replay": replay, **({} if revision is None else {"revision": revision})}
+    event = None
     if edit:
-        body["event"] = _edited(session, chosen[0])
+        event = _edited(session, chosen[0])
     elif replacement:
-        body["event"] = _given(replacement)
-    told = _each(session, chosen, rate, "POST", body, output, "redriven")
-    if edit and told["failed"]:
-        click.echo(f"What you edited is kept: send it with --with {_kept(body['event'])}", err=True)
+        event = _given(replacement)
+    if event is None:
+        told = _each(session, chosen, rate, "redrive", body, output, "redriven")
+    else:
+        told = _one(session, chosen[0], {**body, "event": event}, output, edited=edit)
     if output == "json":
         print_json({"replay": replay, **told})
     elif told["done"]:
@@ -279,7 +284,7 @@ def drop(
         if not sys.stdin.isatty():
             raise click.UsageError(f"This drops {_count(len(chosen))} for good; say so with --yes.")
         click.confirm(f"Drop {_count(len(chosen))} for good?", abort=True, err=True)
-    told = _each(session, chosen, 0.0, "DELETE", None, output, "dropped")
+    told = _each(session, chosen, 0.0, "drop", {}, output, "dropped")
     if output == "json":
         print_json(told)
     if told["failed"]:
@@ -348,38 +353,70 @@ def _path(letter: str) -> str:
 
 
 def _each(
-    session: Patient, chosen: Sequence[str], rate: float, method: str, body: Any, output: str, done: str
+    session: Patient, chosen: Sequence[str], rate: float, what: str, body: Mapping[str, Any], output: str, done: str
 ) -> dict[str, Any]:
-    """Do the same with each letter, and say what became of it; those that fail do not keep the others from it."""
-    pace = Pace(rate)
+    """Do the same with all letters, some in each request, and say what became of each; those that fail do not keep the
+    others from it."""
     succeeded: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
+    pace = Pace(rate)
+    together = pace.together(TOGETHER)
     try:
-        for letter in chosen:
-            pace.wait(1)
-            path = _path(letter) + ("/redrive" if method == "POST" else "")
-            try:
-                answer = _request(session, method, path, body)
-            except (_Missing, Refused) as error:
-                if isinstance(error, _Missing) and session.repeated:  # the answer was lost, not the request
-                    succeeded.append({"letter": letter})
+        for start in range(0, len(chosen), together):
+            some = chosen[start : start + together]
+            pace.wait(len(some))
+            for told in _settled(session, what, body, some):
+                if told["error"] is not None:
+                    failed.append({"letter": told["letter"], "error": told["error"]})
+                    click.echo(f"{told['letter']}: {told['error']}", err=True)
                     continue
-                text = error.message if isinstance(error, Refused) else str(error)
-                failed.append({"letter": letter, "error": text})
-                click.echo(f"{letter}: {text}", err=True)
-                continue
-            succeeded.append({"letter": letter, **({"position": answer["position"]} if "position" in answer else {})})
-            if output == "text":
-                at = f" as position {answer['position']}" if "position" in answer else ""
-                click.echo(f"{letter} {click.style(done, fg='green')}{at}")
+                at = {} if told["position"] is None else {"position": told["position"]}
+                succeeded.append({"letter": told["letter"], **at})
+                if output == "text":
+                    where = f" as position {told['position']}" if at else ""
+                    click.echo(f"{told['letter']} {click.style(done, fg='green')}{where}")
     except KeyboardInterrupt:
         left = len(chosen) - len(succeeded) - len(failed)
         text = f"Interrupted: {len(succeeded)} of {len(chosen)} letters {done}, {left} are as they were."
         raise Failure(text, hint="The same command goes on with the rest.") from None
     if output == "text":
-        told = f"; {len(failed)} failed" if failed else ""
-        click.echo(f"{_count(len(succeeded))} {done}{told}" if chosen else "Nothing is undelivered.", err=True)
+        told_failed = f"; {len(failed)} failed" if failed else ""
+        click.echo(f"{_count(len(succeeded))} {done}{told_failed}" if chosen else "Nothing is undelivered.", err=True)
     return {"done": succeeded, "failed": failed}
+
+
+def _one(session: Patient, letter: str, body: Mapping[str, Any], output: str, *, edited: bool) -> dict[str, Any]:
+    """Send another event for a letter. What a person edited is kept where it is refused."""
+    try:
+        answer = _request(session, "POST", f"{_path(letter)}/redrive", body)
+    except (_Missing, Refused) as error:
+        text = error.message if isinstance(error, Refused) else str(error)
+        click.echo(f"{letter}: {text}", err=True)
+        if edited:
+            click.echo(f"What you edited is kept: send it with --with {_kept(body['event'])}", err=True)
+        return {"done": [], "failed": [{"letter": letter, "error": text}]}
+    if output == "text":
+        click.echo(f"{letter} {click.style('redriven', fg='green')} as position {answer['position']}")
+        click.echo(f"{_count(1)} redriven", err=True)
+    return {"done": [{"letter": letter, "position": answer["position"]}], "failed": []}
+
+
+def _settled(session: Patient, what: str, body: Mapping[str, Any], some: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What became of some letters. Those that the platform cannot do now are asked for again, for a while; where the
+    answer to an earlier try was lost, a letter that is gone is one that this did."""
+    asked, left, until = False, list(some), time.monotonic() + PATIENCE_S
+    while left:
+        answer = session.request("POST", f"{PATH}/{what}", body={**body, "letters": left})
+        asked = asked or session.repeated
+        left = []
+        for told in answer["letters"]:
+            if told["again"] and time.monotonic() < until:
+                left.append(told["letter"])
+            else:
+                yield {**told, "error": None} if told["gone"] and asked else told
+        if left:
+            asked = True
+            time.sleep(RETRY_S)
 
 
 def _count(number: int) -> str:

@@ -14,12 +14,13 @@ from penstock.cli.api import Refused
 from penstock.cli.context import PATIENCE_S, Session, Waiting
 from penstock.cli.failure import Failure
 
-__all__ = ["Pace", "Patient", "moment"]
+__all__ = ["RETRY_S", "Pace", "Patient", "moment"]
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _AGO: Final = re.compile(r"([0-9]{1,6})([smhd])\Z")
 #: Between two tries while the platform does not answer, or says that it cannot now.
-_RETRY_S: Final = 0.5
+RETRY_S: Final = 0.5
+REQUESTS_A_SECOND: Final = 5
 _UNAVAILABLE: Final = 503
 
 
@@ -33,6 +34,10 @@ class Pace:
         self._clock = clock
         self._sleep = sleep
         self._next = clock()
+
+    def together(self, most: int) -> int:
+        """How many go in one request: a fifth of a second's, so that it is a stream and not a burst a second."""
+        return most if self._rate <= 0 else min(most, max(1, int(self._rate / REQUESTS_A_SECOND)))
 
     def wait(self, count: int) -> None:
         """Wait until the next `count` may go; what was not used before is not made up for."""
@@ -89,4 +94,4 @@ class Patient:
                 self._answered = True
                 return answer
             self.repeated = True
-            time.sleep(_RETRY_S)
+            time.sleep(RETRY_S)

@@ -22,9 +22,8 @@ from penstock.cli.pace import Pace, Patient, moment
 __all__ = ["replay"]
 
 PATH: Final = "/penstock/v1/replays"
-#: Events of one request, at most (`broker.resending.resender.MAX_POSITIONS`); fewer where the rate makes these few.
+#: Events of one request, at most (`broker.resending.resender.MAX_POSITIONS`).
 TOGETHER: Final = 200
-REQUESTS_A_SECOND: Final = 5
 #: Events that a dry run shows, where it is not for programs.
 SHOWN: Final = 20
 #: Between two looks at how the events stand.
@@ -193,8 +192,8 @@ class _Sender:
         self.positions: list[int] = []
 
     def run(self) -> None:
-        together = min(TOGETHER, max(1, int(self._rate / REQUESTS_A_SECOND))) if self._rate else TOGETHER
         pace = Pace(self._rate)
+        together = pace.together(TOGETHER)
         for start in range(0, len(self.chosen), together):
             some = self.chosen[start : start + together]
             pace.wait(len(some))

@@ -288,6 +288,38 @@ async def test_what_a_subscription_to_a_channel_did_not_get_is_a_letter_as_well(
     assert await world.letters() == []
 
 
+async def test_many_letters_are_settled_at_once_and_one_that_fails_keeps_the_others_from_nothing(world: World):
+    records = await append(world.log, *(entry(str(n)) for n in range(20)))
+    for record in records:
+        await world.fail(record)
+        await world.fail(record, "uid-picky")
+    named = [f"default/orders/{record.seq}" for record in records]
+    body = {"replay": "r-1", "letters": [*named, "default/orders/99"]}
+    status, answer = await world.call("POST", "/dead-letters/redrive", body=body)
+    assert (status, len(world.stored(20))) == (200, 20)
+    assert [told["position"] for told in answer["letters"]] == [*range(21, 41), None]
+    last = answer["letters"][-1]
+    assert (last["gone"], last["again"], "no dead letter default/orders/99" in last["error"]) == (True, False, True)
+    assert await world.letters() == [f"default/picky/{record.seq}" for record in records]
+    world.wire.ingress, ingress = None, world.wire.ingress
+    body = {"letters": [f"default/picky/{record.seq}" for record in records]}
+    _, answer = await world.call("POST", "/dead-letters/drop", body=body)
+    assert {told["again"] for told in answer["letters"]} == {True}
+    world.wire.ingress = ingress
+    _, answer = await world.call("POST", "/dead-letters/drop", body=body)
+    assert {told["error"] for told in answer["letters"]} == {None}
+    assert await world.letters() == []
+    assert world.reader.undelivered(0, 100) == ()
+
+
+async def test_letters_of_one_event_that_are_settled_at_once_let_it_go(world: World):
+    (record,) = await append(world.log, entry("a"))
+    await world.fail(record)
+    await world.fail(record, "uid-picky")
+    await world.call("POST", "/dead-letters/drop", body={"letters": ["default/orders/1", "default/picky/1"]})
+    assert world.reader.undelivered(0, 10) == ()
+
+
 async def test_while_the_broker_is_away_nothing_is_lost_and_that_is_said(world: World):
     (record,) = await append(world.log, entry("a"))
     await world.fail(record)
@@ -363,7 +395,7 @@ async def test_a_replay_sends_events_again_and_leaves_out_what_it_sent_before_wh
         "sent": 1,
         "before": 2,
         "missing": 0,
-        "positions": [6],
+        "positions": [4, 5, 6],
     }
     assert (await world.call("POST", "/replays", body={**body, "replay": "r-2"}))[1]["sent"] == 3
 

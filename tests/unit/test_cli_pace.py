@@ -87,7 +87,7 @@ AWAY = Failure("No platform answers.", code=UNREACHABLE)
 
 
 def test_a_platform_that_has_answered_is_waited_for_and_one_that_has_not_is_told_at_once(monkeypatch):
-    monkeypatch.setattr("penstock.cli.pace._RETRY_S", 0.0)
+    monkeypatch.setattr("penstock.cli.pace.RETRY_S", 0.0)
     with pytest.raises(Failure, match="No platform answers"):
         Patient(Answers(AWAY)).request("GET", "/")
     session = Answers(1, AWAY, AWAY, Refused("The log is away.", 503, {}), 2)
