@@ -41,16 +41,18 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """What the file holds: Brokers by number, subscriptions, the newest position, and how far ids are indexed."""
+    """What the file holds: Brokers by number, subscriptions, the newest position, how far ids are indexed, and how long
+    its write-ahead log is."""
 
     brokers: dict[int, str]
     subscriptions: tuple[Kept, ...]
     last: int
     indexed: int
+    log_bytes: int
 
 
 class Files:
-    """The log's two connections and the lock that makes this process the only writer."""
+    """The log's connections and the lock that makes this process the only writer."""
 
     def __init__(self, path: Path, full_bytes: int) -> None:
         """Raises Unavailable, sqlite3.Error or OSError where the file cannot be used."""
@@ -65,11 +67,14 @@ class Files:
             # Events are their senders' business: made before SQLite would, which gives its other files the same mode.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             _sync_folders(path)
+        log = path.with_name(path.name + "-wal")
+        log_bytes = log.stat().st_size if log.exists() else 0
         self.writer = _connect(path)
         self.reader = _connect(path)
+        self.checkpointer = _connect(path)
         try:
             self._prepare(path, full_bytes)
-            self.found = self._load()
+            self.found = self._load(log_bytes)
         except (LookupError, TypeError, ValueError, OverflowError) as error:
             self.close()
             raise damaged(path, f"what it says of its Brokers and subscriptions cannot be ({error!r})") from error
@@ -79,6 +84,7 @@ class Files:
 
     def close(self) -> None:
         self.reader.close()
+        self.checkpointer.close()
         self.writer.close()
         os.close(self._lock)
 
@@ -86,6 +92,8 @@ class Files:
         writer = self.writer
         writer.execute("PRAGMA journal_mode = WAL")
         writer.execute("PRAGMA synchronous = FULL")
+        writer.execute("PRAGMA wal_autocheckpoint = 0")  # see `broker.log.checkpoints`
+        self.checkpointer.execute("PRAGMA synchronous = FULL")
         page_size = self._one("PRAGMA page_size")
         writer.execute(f"PRAGMA max_page_count = {max(1, full_bytes // page_size)}")
         held = self._one("PRAGMA user_version")
@@ -109,7 +117,7 @@ class Files:
         self.writer.execute(f"PRAGMA user_version = {to}")
         self.writer.execute("COMMIT")
 
-    def _load(self) -> Found:
+    def _load(self, log_bytes: int) -> Found:
         rows: list[tuple[Any, ...]]
         rows = self.writer.execute("SELECT id, uid, broker, name, kept, through, open FROM subscriptions").fetchall()
         brokers = dict(self.writer.execute("SELECT id, name FROM brokers"))
@@ -121,7 +129,7 @@ class Files:
         # here as well, where it can be one: at worst positions have a gap.
         through = (row[5] for row in rows if 0 <= row[5] < _FARTHEST)
         newest = (self._one("SELECT coalesce(max(seq), 0) FROM events"), meta["last"], *through)
-        return Found(brokers, kept, max(newest), meta["indexed"])
+        return Found(brokers, kept, max(newest), meta["indexed"], log_bytes)
 
     def _check_name(self, number: int, name: str) -> None:
         """Say it where a Broker's events are not those of the Broker of this name."""

@@ -4,7 +4,8 @@ How it costs little. Rows are inserted on the event loop's thread, which is work
 the disk, runs on one writer thread, and the two take turns with the connection. Events that arrive while a commit runs
 share the next one. A writer thread that inserted rows would need the interpreter's lock back after every row, from a
 loop that is busy; so it asks for it once per commit only. Reads use a connection of their own, on the loop's thread, a
-bounded page at a time: what is read has mostly just been written and comes from memory.
+bounded page at a time: what is read has mostly just been written and comes from memory. Checkpoints have a thread and a
+connection too (`broker.log.checkpoints`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Final, TypeVar
 from broker.ledger import Attempt
 from broker.log import retention as sweeping
 from broker.log import schema
+from broker.log.checkpoints import Checkpoints
 from broker.log.files import Files
 from broker.log.pages import Pages
 from broker.log.port import (
@@ -55,11 +57,12 @@ INDEX_EVERY: Final = 1024
 
 class _Batch:
     """What one commit holds: events, ledger rows, subscriptions whose position moved or was dropped, what is remembered
-    of them, new Brokers."""
+    of them, new Brokers. `data_bytes` is the size of the events."""
 
-    __slots__ = ("brokers", "dirty", "dropped", "events", "memos", "notes")
+    __slots__ = ("brokers", "data_bytes", "dirty", "dropped", "events", "memos", "notes")
 
     def __init__(self) -> None:
+        self.data_bytes = 0
         self.events: list[tuple[Record, Appended]] = []
         self.notes: deque[schema.AttemptRow] = deque()
         self.dirty: dict[str, Subscription] = {}
@@ -124,6 +127,13 @@ class SqliteLog:
             raise
         found = self._files.found
         self._writer, self._pages = self._files.writer, Pages(self._files.reader, self._path, self._uids)
+        self._checkpoints = Checkpoints(
+            self._files.checkpointer,
+            self._writer,
+            held_bytes=found.log_bytes,
+            soon=self._loop.call_soon_threadsafe,
+            between_commits=self._between_commits,
+        )
         self._last, self._next, self._indexed = found.last, found.last + 1, found.indexed
         self._brokers = {name: number for number, name in found.brokers.items()}
         for kept in found.subscriptions:
@@ -143,8 +153,12 @@ class SqliteLog:
         for handle in (self._scheduled, self._timer):
             if handle is not None:
                 handle.cancel()
-        await self._job(self._files.close)
+        await self._job(self._close_files)
         self._stop_thread()
+
+    def _close_files(self) -> None:
+        self._checkpoints.close()
+        self._files.close()
 
     async def failed(self) -> None:
         await self._broken.wait()
@@ -291,7 +305,7 @@ class SqliteLog:
             self._next_batch.events, batch.events = batch.events, []
             self._next_batch.notes, batch.notes = batch.notes, deque()
         else:
-            self._pending_bytes = 0
+            batch.data_bytes, self._pending_bytes = self._pending_bytes, 0
         self._positions_alone = False
         return batch
 
@@ -334,6 +348,7 @@ class SqliteLog:
             if batch.events or batch.notes:
                 self._failed = None
             self._tell(batch)
+            self._checkpoints.committed(batch.data_bytes)
         else:
             self._rolled_back(batch, error)
         self._go_on()
@@ -430,6 +445,23 @@ class SqliteLog:
             marks[number] = min(marks[number], held.position().low_water)
         last = self._last
         return await self._job(lambda: sweeping.sweep(self._writer, marks, self._retention, now, last))
+
+    def _between_commits(self, work: Callable[[], None]) -> None:
+        """Run `work`, which raises nothing, on the writer thread when no commit runs there."""
+        if self._closed:
+            return
+
+        def run() -> None:
+            work()
+            self._loop.call_soon_threadsafe(self._freed)
+
+        self._maintenance.append(run)
+        if not self._busy:
+            self._go_on()
+
+    def _freed(self) -> None:
+        self._busy = False
+        self._go_on()
 
     async def _job(self, work: Callable[[], T]) -> T:
         """Run `work` on the writer thread, between commits. Raises Unavailable."""

@@ -19,6 +19,7 @@ from typing import Final, Literal
 import msgspec
 import uvloop
 
+from broker.log import checkpoints
 from broker.log.kafka.log import KafkaLog
 from broker.log.port import Record
 from broker.log.redis.log import RedisLog
@@ -29,12 +30,12 @@ from tests.support.broker_process import broker, make_log, serve
 
 __all__ = ["Death", "Setup", "Wanted"]
 
-#: stored: an event is on disk, and nobody has been told. commit: while SQLite is in one, or in the checkpoint after it.
-Moment = Literal["stored", "commit"]
+#: stored: an event is on disk, and nobody has been told. commit, checkpoint: while SQLite is in one.
+Moment = Literal["stored", "commit", "checkpoint"]
 
 #: A commit takes about a millisecond: death comes at some point of it.
 WITHIN_S: Final = 0.002
-#: Pages in SQLite's write-ahead log that bring a checkpoint: few, so that a short life has some.
+#: Pages in SQLite's write-ahead log that bring a checkpoint: few, so that a short life has many.
 CHECKPOINT_PAGES: Final = 64
 
 
@@ -95,14 +96,16 @@ class FatedLog(SqliteLog):
 
     async def open(self) -> None:
         await super().open()
-        self._writer.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         if self._fate is not None:
-            self._writer.set_trace_callback(self._traced)
+            for connection in (self._writer, self._files.checkpointer):
+                connection.set_trace_callback(self._traced)
 
     def _traced(self, statement: str) -> None:
         assert self._fate is not None
         if statement.startswith("COMMIT"):
             self._fate.reached("commit", WITHIN_S)
+        elif "wal_checkpoint" in statement:
+            self._fate.reached("checkpoint", WITHIN_S)
 
 
 def fated(where: str, fate: _Fate | None) -> SqliteLog | RedisLog | KafkaLog:
@@ -137,6 +140,7 @@ def trigger(wanted: Wanted) -> Resource:
 
 
 async def main(setup: Setup) -> None:
+    checkpoints.PAGES = CHECKPOINT_PAGES
     fate = _Fate(setup.death) if setup.death is not None else None
     resources = [broker(), *(trigger(wanted) for wanted in setup.triggers)]
     await serve("ingress,dispatch", fated(setup.log, fate), setup.port, resources)

@@ -11,14 +11,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 
 from broker.flow.settings import FLOW_GROUP
 from tests.support.chaos.account import Account, Verdict
 from tests.support.chaos.http import Server, publish
-from tests.support.chaos.process import Death, Setup, Wanted
+from tests.support.chaos.process import Death, Moment, Setup, Wanted
 from tests.support.chaos.subscribers import NAMES, ORDERED, REFUSING, Subscribers, data_of, headers_of
 
 __all__ = ["Chaos", "Killing", "Outcome", "Run", "plan"]
@@ -37,11 +37,11 @@ PATIENCE_S: Final = 4.0
 
 #: Where in its life a process dies. any: at some time. starting: before it is ready. accepted: the instant that a
 #: sender has its 202. taken: the instant that a subscriber has taken an event, and the broker does not know it yet.
-#: settled: after some seconds, so that what was done long before must not come again. stored, commit: see `Moment`.
-Chaos = Literal["any", "starting", "accepted", "taken", "settled", "stored", "commit"]
+#: settled: after some seconds, so that what was done long before must not come again. The others: see `Moment`.
+Chaos = Literal["any", "starting", "accepted", "taken", "settled", "stored", "commit", "checkpoint"]
 #: How often each is drawn, of those that every log has, and of those that only SQLite's has.
 _WEIGHTS: Final[dict[Chaos, int]] = {"any": 6, "starting": 2, "accepted": 4, "taken": 4, "settled": 1, "stored": 4}
-_SQLITE_WEIGHTS: Final[dict[Chaos, int]] = {"commit": 6}
+_SQLITE_WEIGHTS: Final[dict[Chaos, int]] = {"commit": 4, "checkpoint": 4}
 
 
 class Killing(msgspec.Struct, frozen=True):
@@ -74,7 +74,9 @@ def plan(kills: int, rng: random.Random, *, sqlite: bool) -> list[Killing]:
 def _killing(moment: Chaos, rng: random.Random) -> Killing:
     longest_s = {"any": 0.8, "starting": 0.5, "settled": 6.0}.get(moment, 0.0)
     shortest_s = 4.0 if moment == "settled" else 0.0
-    return Killing(moment, rng.randint(1, 40), rng.uniform(shortest_s, longest_s))
+    # Checkpoints are fewer than events.
+    most = 6 if moment == "checkpoint" else 40
+    return Killing(moment, rng.randint(1, most), rng.uniform(shortest_s, longest_s))
 
 
 class Run:
@@ -135,7 +137,7 @@ class Run:
     async def _live(self, killing: Killing) -> bool:
         """Start a process and end it as said; whether it came to that moment."""
         number = next(self._numbers)
-        death = Death(killing.moment, killing.count) if killing.moment in ("stored", "commit") else None
+        death = Death(killing.moment, killing.count) if killing.moment in get_args(Moment) else None
         self._reached.clear()
         process = await self._start(number, death)
         came = True
