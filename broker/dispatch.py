@@ -454,6 +454,8 @@ class Dispatcher:
         ]
         planned += self._planned.values()  # not taken again yet
         filtered = fingerprint(self.trigger.filter) if self._since is not None else 0
+        # What is planned is looked for where the kept position says that something is open.
+        self.subscription.keep()
         self._services.log.remember(self.trigger.uid, encode_memo(planned, self._since, filtered))
 
 

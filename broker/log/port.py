@@ -165,6 +165,10 @@ class Subscription:
         if not self._dirty:
             self._mark()
 
+    def keep(self) -> None:
+        """Keep the position as it is: also what was taken and is not done with counts from then on as looked at."""
+        self._mark()
+
     def position(self) -> Position:
         return Position(self.through, tuple(sorted(self.open)))
 

@@ -1,15 +1,16 @@
 """A small broker process for tests and measurements: one Broker, its Triggers, a real log, a real listener.
 
 ``python -m tests.support.broker_process <roles> <log> <port> <subscriber URL>...``: one Trigger for each URL, of uid
-``trigger-<n>``, which takes everything. Roles are ``ingress``, ``dispatch``, or both with a comma. The log is a file's
-path, or ``<redis URL>#<name>?<owner>``, or ``plaintext://<Kafka's servers>#<name>?<owner>``. Prints "ready <port>" once
-it is there; drains on SIGTERM.
+``trigger-<n>``, which takes everything; its delivery spec may follow the URL, as JSON after a space. Roles are
+``ingress``, ``dispatch``, or both with a comma. The log is a file's path, or ``<redis URL>#<name>?<owner>``, or
+``plaintext://<Kafka's servers>#<name>?<owner>``. Prints "ready <port>" once it is there; drains on SIGTERM.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import signal
 import socket
 import sys
@@ -43,7 +44,10 @@ def broker(name: str = "default", **spec: object) -> Resource:
 
 def trigger(uid: str, uri: str, **spec: object) -> Resource:
     meta = ObjectMeta(name=uid, namespace="default", uid=uid, resource_version="1")
-    body = {"spec": {"broker": "default", "subscriber": {"uri": uri}, **spec}, "status": {"subscriberUri": uri}}
+    delivery = spec.get("delivery")
+    sink = delivery.get("deadLetterSink", {}).get("uri") if isinstance(delivery, dict) else None
+    status = {"subscriberUri": uri, "deadLetterSinkUri": sink}
+    body = {"spec": {"broker": "default", "subscriber": {"uri": uri}, **spec}, "status": status}
     return Resource(ref=TRIGGER, meta=meta, body=body)
 
 
@@ -70,7 +74,11 @@ def make_log(where: str) -> SqliteLog | RedisLog | KafkaLog:
 
 async def main(roles: str, where: str, port: int, uris: list[str]) -> None:
     delivery = {"retry": 100, "backoffPolicy": "linear", "backoffDelay": "PT0.05S"}
-    triggers = [trigger(f"trigger-{n}", uri, delivery=delivery) for n, uri in enumerate(uris)]
+    triggers = []
+    for n, given in enumerate(uris):
+        uri, _, own = given.partition(" ")
+        spec = json.loads(own) if own else delivery
+        triggers.append(trigger(f"trigger-{n}", uri, delivery=spec))
     await serve(roles, make_log(where), port, [broker(), *triggers])
 
 
