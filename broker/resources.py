@@ -325,6 +325,24 @@ def _filter_errors(shape: FilterShape, path: str) -> Iterator[FieldError]:
         yield from _expression_errors(shape.cesql, f"{path}.cesql")
 
 
+def _trigger_doubts(new: Resource) -> Iterator[FieldError]:
+    shape = msgspec.convert(new.spec, TriggerShape)
+    for number, entry in enumerate(shape.filters or ()):
+        for path, text in _expressions(entry, f"spec.filters[{number}]"):
+            yield from (FieldError(path=path, rule=doubt) for doubt in Expression(text).doubts())
+
+
+def _expressions(shape: FilterShape, path: str) -> Iterator[tuple[str, str]]:
+    """The expressions in a filter, with their paths."""
+    if shape.cesql is not None:
+        yield f"{path}.cesql", shape.cesql
+    for name, nested in (("all", shape.all_), ("any", shape.any_)):
+        for number, entry in enumerate(nested or ()):
+            yield from _expressions(entry, f"{path}.{name}[{number}]")
+    if shape.not_ is not None:
+        yield from _expressions(shape.not_, f"{path}.not")
+
+
 def _expression_errors(text: str, path: str) -> Iterator[FieldError]:
     try:
         expression = Expression(text)
@@ -389,6 +407,7 @@ KINDS: Final = (
         spec_type=TriggerShape,
         default=_default_trigger,
         validate=_validate_trigger,
+        doubts=_trigger_doubts,
         columns=(
             Column(name="Broker", path=".spec.broker"),
             Column(name="Subscriber_URI", path=".status.subscriberUri"),

@@ -9,12 +9,16 @@ import msgspec
 from broker.cesql.errors import EvaluationError
 from broker.cesql.evaluator import Event, compile_node, compile_truth, result_type
 from broker.cesql.functions import FUNCTIONS, function
-from broker.cesql.parser import parse
+from broker.cesql.parser import read
 from broker.cesql.syntax import (
     Attribute,
     Call,
+    Comparison,
+    In,
+    Like,
     Logic,
     Node,
+    Not,
     attributes_of,
     children_of,
 )
@@ -42,11 +46,13 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
 class Expression:
     """Two expressions are equal where they are the same expression, however they are spelled. Raises ParseError."""
 
-    __slots__ = ("_run", "_type", "node", "text")
+    __slots__ = ("_mixed", "_run", "_type", "node", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.node = parse(text)
+        parsed = read(text)
+        self.node = parsed.node
+        self._mixed = parsed.mixed
         self._run = compile_node(self.node)
         self._type = result_type(self.node) or Type.BOOLEAN
 
@@ -84,6 +90,15 @@ class Expression:
         """What can be said before any event: functions that there are not (section 3.3 asks to check early)."""
         yield from _problems(self.node)
 
+    def doubts(self) -> Iterator[str]:
+        """What somebody hardly means who writes this as a filter, though it is an expression."""
+        kind = Type.STRING if isinstance(self.node, Attribute) else result_type(self.node)
+        if kind is not Type.BOOLEAN:
+            yield f"gives the {kind}, and a filter needs a Boolean: no event passes"
+        yield from _doubts(self.node)
+        for node in self._mixed:
+            yield f"is read as `{_with_parentheses(node)}`: put parentheses where AND, OR and XOR are mixed"
+
     def refusal(self, event: Event) -> Refusal | None:
         """Why the event does not pass, None where it does."""
         outcome = self.evaluate(event)
@@ -110,6 +125,20 @@ def _problems(node: Node) -> Iterator[str]:
             yield f"{node.name} does not take {len(node.arguments)} arguments: there is {known}"
     for child in children_of(node):
         yield from _problems(child)
+
+
+def _doubts(node: Node) -> Iterator[str]:
+    if isinstance(node, Comparison | Like | In):
+        operand = node.left if isinstance(node, Comparison) else node.operand
+        if isinstance(operand, Not) and result_type(operand.operand) is not Type.BOOLEAN:
+            yield f"is read as `({operand}){str(node).removeprefix(str(operand))}`: NOT binds first, so put parentheses"
+    for child in children_of(node):
+        yield from _doubts(child)
+
+
+def _with_parentheses(node: Logic) -> str:
+    first, *rest = map(str, node.operands)
+    return f" {node.operator} ".join((f"({first})", *rest))
 
 
 def _around(node: Node, where: Node) -> Node | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+import msgspec
+
 from broker.cesql.errors import ParseError
 from broker.cesql.lexer import Sort, Token, tokenize
 from broker.cesql.syntax import (
@@ -30,7 +32,7 @@ from broker.cesql.syntax import (
 )
 from broker.cesql.values import MAX_INTEGER, MIN_INTEGER
 
-__all__ = ["MAX_DEPTH", "MAX_LENGTH", "parse"]
+__all__ = ["MAX_DEPTH", "MAX_LENGTH", "Parsed", "parse", "read"]
 
 #: Characters of an expression: room for some hundred values in a list. Reading takes a millisecond for some thousand.
 MAX_LENGTH: Final = 8192
@@ -52,11 +54,25 @@ _OPERATOR: Final = "an operator"
 _Read = tuple[Node, int]
 
 
+class Parsed(msgspec.Struct, frozen=True, kw_only=True):
+    """An expression, and those in it whose operands are of another operator without parentheses: ``a OR b AND c``."""
+
+    node: Node
+    mixed: tuple[Logic, ...]
+
+
 def parse(text: str) -> Node:
     """Raises ParseError, which says where the text stops to be an expression, and what may stand there."""
+    return read(text).node
+
+
+def read(text: str) -> Parsed:
+    """As `parse`, with what the nodes do not tell of how it was written."""
     if len(text) > MAX_LENGTH:
         raise ParseError(text, MAX_LENGTH, found=f"{len(text)} characters", expected=f"at most {MAX_LENGTH}")
-    return _Parser(text).whole()
+    parser = _Parser(text)
+    node = parser.whole()
+    return Parsed(node=node, mixed=tuple(parser.mixed))
 
 
 class _Parser:
@@ -65,6 +81,7 @@ class _Parser:
         self._tokens = tokenize(text)
         self._at = 0
         self._open = 0
+        self.mixed: list[Logic] = []
 
     def whole(self) -> Node:
         node, _ = self._expression(Power.LOGIC)
@@ -109,10 +126,17 @@ class _Parser:
         self._open += 1
         self._limit(self._open)
         read = self._operand()
+        alone, _ = read
         while self._is(*_POWERS) and _POWERS[self._next.text] >= power:
             start = self._at
+            before, _ = read
             read = self._continued(read)
             self._limit(read[1], start)
+            node, _ = read
+            # What stood alone before has parentheses around it, if it is one of these.
+            chain = before if before is not alone and isinstance(before, Logic) else None
+            if chain is not None and isinstance(node, Logic) and node.operator != chain.operator:
+                self.mixed.append(node)
         self._open -= 1
         return read
 

@@ -37,6 +37,7 @@ class Kind:
 
     `default` returns the resource with its defaults filled in; it gets only resources whose shape is right.
     `validate` gets (new, old or None) after defaulting and yields each broken rule, the immutable fields' included.
+    `doubts` gets a valid resource and yields what its author hardly means; it is stored, and they are told.
     `spec_type` None means that the body is taken as it is (ConfigMap, Event, EndpointSlice ...).
     `internal` kinds are written by the platform itself; a person may read them.
     `selector` (a label selector, as Kubernetes writes it) narrows what a store behind an API lists and watches of the
@@ -52,6 +53,7 @@ class Kind:
     spec_type: type[msgspec.Struct] | None = None
     default: Callable[[Resource], Resource] = field(default=lambda resource: resource)
     validate: Callable[[Resource, Resource | None], Iterable[FieldError]] = field(default=lambda new, old: ())
+    doubts: Callable[[Resource], Iterable[FieldError]] = field(default=lambda new: ())
     columns: tuple[Column, ...] = ()
     internal: bool = False
     selector: str = ""

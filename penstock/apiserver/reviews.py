@@ -88,6 +88,8 @@ def _answer(review: Review, registry: Registry, judge: _Judge) -> dict[str, Any]
             )
         if request.object is not None and not _settled(request.object, request.old_object):
             patch = judge(kind, request)
+            if judge is _verdict and (warnings := _doubts(kind, request)):
+                response["warnings"] = warnings
             if patch:
                 response["patchType"] = "JSONPatch"
                 response["patch"] = base64.b64encode(msgspec.json.encode(patch)).decode()
@@ -132,6 +134,12 @@ def _verdict(kind: Kind, request: Request) -> None:
     if request.operation == "CREATE":
         given = for_create(given, kind)
     admit(given, kind, _old(kind, request))
+
+
+def _doubts(kind: Kind, request: Request) -> list[str]:
+    """What the API passes on to who asked; it cuts what is longer than a line."""
+    given = kind.default(_read(request.object, kind, request).resource)
+    return [str(doubt) for doubt in kind.doubts(given)]
 
 
 def _old(kind: Kind, request: Request) -> Resource | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from typing import Any, Final, cast, get_args
 
@@ -34,6 +35,9 @@ __all__ = ["Writing", "dry_run"]
 
 #: A patch without a resourceVersion is tried again this often when others write in between (Kubernetes: 5).
 MAX_TRIES: Final = 5
+#: Characters of one warning; Kubernetes cuts what webhooks warn of there, too.
+MAX_WARNING: Final = 256
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
 
 _JSON_PATCH: Final = "application/json-patch+json"
 _MERGE_PATCH: Final = "application/merge-patch+json"
@@ -58,13 +62,16 @@ def _policy(request: ApiRequest) -> FieldPolicy:
     return cast("FieldPolicy", word)
 
 
-def _written(resource: Resource, warnings: tuple[str, ...], code: int = 200) -> Reply:
+def _written(kind: Kind, resource: Resource, warnings: tuple[str, ...], code: int = 200) -> Reply:
+    warnings += tuple(map(str, kind.doubts(resource)))
     headers = tuple((b"warning", f'299 - "{_quotable(text)}"'.encode("latin-1", "replace")) for text in warnings)
     return Reply(code=code, body=admission.encode(resource), headers=headers)
 
 
 def _quotable(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')
+    """As the quoted text of a header, which has one line."""
+    line = _CONTROL.sub(" ", text)[:MAX_WARNING]
+    return line.replace("\\", "\\\\").replace('"', '\\"')
 
 
 class Writing:
@@ -82,7 +89,7 @@ class Writing:
         reading = admission.read_resource(document, target.kind, place, _policy(request))
         given = admission.for_create(reading.resource, target.kind)
         created = await self._create(target.kind, given, dry_run(request))
-        return _written(created, reading.warnings, 201)
+        return _written(target.kind, created, reading.warnings, 201)
 
     async def _create(self, kind: Kind, given: Resource, dry: bool) -> Resource:
         generated = not given.meta.name and bool(given.meta.generate_name)
@@ -112,14 +119,14 @@ class Writing:
 
     async def update(self, target: Target, request: ApiRequest) -> Reply:
         document = decode_body(request.content_type, request.body)
-        return _written(*await self._rewrite(target, request, lambda _: document))
+        return _written(target.kind, *await self._rewrite(target, request, lambda _: document))
 
     async def patch(self, target: Target, request: ApiRequest) -> Reply:
         form = media_type(request.content_type)
         if form == _APPLY:
             return await self._apply(target, request)
         change = self._patch_of(target.kind, form, request.body)
-        return _written(*await self._rewrite(target, request, change))
+        return _written(target.kind, *await self._rewrite(target, request, change))
 
     def _patch_of(self, kind: Kind, form: str, body: bytes) -> Change:
         native = is_native(kind.ref)
@@ -189,7 +196,7 @@ class Writing:
 
         try:
             written, _ = await self._rewrite(target, request, change)
-            return _written(written, tuple(warnings))
+            return _written(kind, written, tuple(warnings))
         except Refused as error:
             if error.status.code != 404:
                 raise
@@ -197,7 +204,7 @@ class Writing:
         reading = admission.read_resource(document, kind, place, policy)
         fresh = admission.for_create(reading.resource, kind)
         fresh = fresh.with_meta(managed_fields=reading.resource.meta.managed_fields)
-        return _written(await self._create(kind, fresh, dry_run(request)), tuple(warnings), 201)
+        return _written(kind, await self._create(kind, fresh, dry_run(request)), tuple(warnings), 201)
 
     @staticmethod
     def _applied_document(kind: Kind, body: bytes) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
+import click
 import msgspec
 
 from core.resources import Kind
@@ -19,6 +21,9 @@ __all__ = ["Api", "Refused", "collection_path", "connect", "object_path"]
 
 #: A command waits this long for any answer but a stream's.
 TIMEOUT_S: Final = 30.0
+
+#: As an API server warns (RFC 7234, section 5.5; Kubernetes' "warning mechanism").
+_WARNING: Final = re.compile(r'299 \S+ "((?:[^"\\]|\\.)*)"')
 
 #: By name, or in pairs where a name comes more than once.
 Query = Mapping[str, str] | Sequence[tuple[str, str]]
@@ -42,6 +47,7 @@ class Api:
     def __init__(self, base: str) -> None:
         self.base = base.rstrip("/")
         self._host, self._port = _place(base)
+        self._warned: set[str] = set()
 
     def request(
         self,
@@ -79,9 +85,19 @@ class Api:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, target, payload, headers)
             answer = connection.getresponse()
+            self._warn(answer.headers.get_all("Warning") or [])
             return answer.status, answer.read()
         finally:
             connection.close()
+
+    def _warn(self, headers: Sequence[str]) -> None:
+        """Tell what the server doubts, each once: a resource is tried out before it is applied."""
+        for header in headers:
+            found = _WARNING.fullmatch(header)
+            if found is not None and header not in self._warned:
+                self._warned.add(header)
+                text = re.sub(r"\\(.)", r"\1", found[1])
+                click.echo(f"{click.style('warning', fg='yellow')}: {text}", err=True)
 
     def _decoded(self, text: bytes) -> Any:
         try:

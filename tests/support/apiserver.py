@@ -49,6 +49,11 @@ def _widget_rules(new: Resource, old: Resource | None) -> Iterable[FieldError]:
         yield FieldError(path="spec.colour", rule="is immutable", value=new.spec["colour"])
 
 
+def _widget_doubts(new: Resource) -> Iterable[FieldError]:
+    if new.spec["size"] == 13:
+        yield FieldError(path="spec.size", rule='brings "bad luck",\r\nas some say', value=13)
+
+
 WIDGET = Kind(
     ref=KindRef(GROUP, "v1", "Widget"),
     plural="widgets",
@@ -58,6 +63,7 @@ WIDGET = Kind(
     spec_type=WidgetSpec,
     default=_with_colour,
     validate=_widget_rules,
+    doubts=_widget_doubts,
     columns=(
         Column(name="Size", path=".spec.size"),
         Column(name="Ready", path=".status.conditions[Ready].status"),

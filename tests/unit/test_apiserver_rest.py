@@ -241,6 +241,18 @@ async def test_unknown_fields_can_be_dropped_with_or_without_a_warning(api, poli
     assert answer.headers.get("warning") == warnings
 
 
+async def test_what_is_doubted_is_stored_with_a_warning_in_one_line(api):
+    doubt = '299 - "spec.size: brings \\"bad luck\\", as some say (got 13)"'
+    created = await api.call("POST", WIDGETS, widget("a", size=13))
+    assert (created.code, created.headers.get("warning")) == (201, doubt)
+    changed = await api.call(
+        "PATCH", f"{WIDGETS}/a", {"spec": {"size": 1}}, content_type="application/merge-patch+json"
+    )
+    assert (changed.code, changed.headers.get("warning")) == (200, None)
+    back = await api.call("PATCH", f"{WIDGETS}/a", {"spec": {"size": 13}}, content_type="application/merge-patch+json")
+    assert (back.code, back.headers.get("warning")) == (200, doubt)
+
+
 async def test_a_resource_that_is_too_large_is_refused(api):
     big = {"metadata": {"name": "a"}, "data": {"k": "v" * MAX_RESOURCE_BYTES}}
     answer = await api.call("POST", CONFIG_MAPS, big)

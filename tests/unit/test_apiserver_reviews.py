@@ -109,6 +109,14 @@ def test_what_breaks_a_rule_can_still_lose_its_finalizers_and_go(answer: Any):
     assert not answered(validated, review(in_namespace(widget("a", size=998), uid="u"), old))["allowed"]
 
 
+def test_what_is_doubted_is_allowed_with_a_warning():
+    response = answered(validated, review(in_namespace(widget("a", size=13))))
+    assert response["allowed"]
+    assert response["warnings"] == ['spec.size: brings "bad luck",\r\nas some say (got 13)']
+    assert "warnings" not in answered(defaulted, review(in_namespace(widget("a", size=13))))
+    assert "warnings" not in answered(validated, review(in_namespace(widget("a", size=12))))
+
+
 def test_a_delete_is_nothing_to_judge():
     old = in_namespace(widget("a", size=999))
     assert answered(validated, review(None, old, operation="DELETE"))["allowed"]

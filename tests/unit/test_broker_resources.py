@@ -134,6 +134,15 @@ def test_an_expression_with_a_function_that_there_is_not_is_refused():
     assert unknown.rule.startswith("there is no function SQRT: there are ABS, BOOL,")
 
 
+def test_an_expression_that_hardly_anybody_means_is_doubted_with_its_path():
+    doubted = trigger(filters=[{"exact": {"type": "x"}}, {"any": [{"not": {"cesql": "LENGTH(subject)"}}]}])
+    assert rules(doubted) == []
+    (doubt,) = TRIGGER_KIND.doubts(doubted)
+    assert str(doubt) == (
+        "spec.filters[1].any[0].not.cesql: gives the Integer, and a filter needs a Boolean: no event passes"
+    )
+
+
 @pytest.mark.parametrize(
     ("annotation", "broken"),
     [

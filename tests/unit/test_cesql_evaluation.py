@@ -272,6 +272,28 @@ def test_every_function_is_in_the_tables_above():
     assert not [name for name in FUNCTIONS if not any(f"{name}(" in text for text in texts)]
 
 
+@pytest.mark.parametrize(
+    ("text", "doubts"),
+    [
+        ("type = 'a' AND (NOT (id = 'b') OR NOT EXISTS hop)", []),
+        ("NOT flag", []),
+        ("NOT EXISTS flag = TRUE", []),
+        ("(a OR b) AND c", []),
+        ("a OR (b AND c)", []),
+        ("a OR b OR c", []),
+        ("type", ["gives the String, and a filter needs a Boolean: no event passes"]),
+        ("1 + hop", ["gives the Integer, and a filter needs a Boolean: no event passes"]),
+        ("NOT type = 'a'", ["is read as `(NOT type) = 'a'`: NOT binds first, so put parentheses"]),
+        ("a AND NOT type LIKE 'a%'", ["is read as `(NOT type) LIKE 'a%'`: NOT binds first, so put parentheses"]),
+        ("NOT id IN ('a')", ["is read as `(NOT id) IN ('a')`: NOT binds first, so put parentheses"]),
+        ("a OR b AND c", ["is read as `(a OR b) AND c`: put parentheses where AND, OR and XOR are mixed"]),
+        ("(a AND b OR c) = d", ["is read as `(a AND b) OR c`: put parentheses where AND, OR and XOR are mixed"]),
+    ],
+)
+def test_what_hardly_anybody_means_is_doubted(text: str, doubts: list[str]):
+    assert list(Expression(text).doubts()) == doubts
+
+
 def test_expressions_are_the_same_however_they_are_spelled():
     one, other = Expression("TYPE = 'a' and (b)"), Expression('type = "a" AND b')
     assert one == other

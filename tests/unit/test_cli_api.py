@@ -90,6 +90,17 @@ def test_a_refusal_is_told_with_its_own_words(told, code, message):
     assert (caught.value.exit_code, caught.value.message) == (code, message)
 
 
+def test_what_the_server_warns_of_is_told_once(capsys):
+    warned = (
+        b'HTTP/1.1 200 OK\r\nWarning: 299 - "a \\"b\\" c"\r\nWarning: 299 - "d"\r\nWarning: 110 x\r\n'
+        + OK.partition(b"\r\n")[2]
+    )
+    with server(answer(warned), answer(warned)) as api:
+        assert api.request("POST", "/", body={}) == {"a": 1}
+        assert api.request("POST", "/", body={}) == {"a": 1}
+    assert capsys.readouterr().err == 'warning: a "b" c\nwarning: d\n'
+
+
 def test_a_refusal_is_read_though_the_body_was_not():
     def refuse_early(connection: socket.socket) -> None:
         connection.recv(100)
