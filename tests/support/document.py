@@ -94,7 +94,7 @@ def commands_page() -> str:
 
 
 def _usage(name: str, command: click.Command) -> str:
-    return " ".join([name, *command.collect_usage_pieces(click.Context(command))])
+    return " ".join([name, *command.collect_usage_pieces(click.Context(command, **main.context_settings))])
 
 
 def _paragraph(text: str) -> str:
