@@ -233,6 +233,12 @@ class Courier:
             tls=target.tls,
         )
 
+    def refuse(self, delivery: Delivery, reason: str) -> None:
+        """Give a delivery up that cannot be sent anywhere."""
+        delivery.number += 1
+        delivery.began = self._services.clock.now()
+        self._give_up(delivery, 0, reason, reason.encode())
+
     def failed(self, delivery: Delivery | Batch, error: Exception) -> None:
         """An attempt ended by a fault of the platform's own: it counts as one that failed, so that others follow."""
         # In a turn of its own: whoever sends is in the middle of it.

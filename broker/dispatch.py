@@ -32,9 +32,11 @@ __all__ = ["Dispatcher"]
 
 #: Events of one Trigger in memory, in whatever state; one that is refused for this long is read from the log again.
 MAX_OUTSTANDING: Final = 1024
+#: The same where events are ordered: those that stand behind one of their key must not keep other keys' out for long.
+MAX_OUTSTANDING_ORDERED: Final = 4 * MAX_OUTSTANDING
 MAX_OUTSTANDING_BYTES: Final = 32 * 1024 * 1024
-#: Reading goes on when this few are left: not for every single one that is done.
-RESUME_OUTSTANDING: Final = MAX_OUTSTANDING // 2
+#: Reading goes on when there is room for this many: not for every single one that is done.
+RESUME_ROOM: Final = MAX_OUTSTANDING // 2
 
 
 class Dispatcher:
@@ -52,6 +54,7 @@ class Dispatcher:
         "_intake",
         "_keeping",
         "_loop",
+        "_most",
         "_planned",
         "_ready",
         "_repeats",
@@ -182,10 +185,10 @@ class Dispatcher:
         return self._flow.paused or self._courier.places.subscriber is None
 
     def is_full(self) -> bool:
-        return len(self.subscription.open) >= MAX_OUTSTANDING or self._bytes >= MAX_OUTSTANDING_BYTES
+        return len(self.subscription.open) >= self._most or self._bytes >= MAX_OUTSTANDING_BYTES
 
     def is_crowded(self) -> bool:
-        return len(self.subscription.open) > RESUME_OUTSTANDING or self._bytes > MAX_OUTSTANDING_BYTES // 2
+        return len(self.subscription.open) > self._most - RESUME_ROOM or self._bytes > MAX_OUTSTANDING_BYTES // 2
 
     def remembers(self) -> bool:
         return self._repeats is not None
@@ -256,6 +259,7 @@ class Dispatcher:
         elif self._bucket is None or self._bucket.rate != flow.rate:
             self._bucket = Bucket(flow.rate, self._loop.time())
         self._flow = flow
+        self._most = MAX_OUTSTANDING if flow.order_by is None else MAX_OUTSTANDING_ORDERED
         for delivery in _each((*self._courier.under_way, *self._waiting, *self._unplaced)):
             if self._gate is not None:
                 self._gate.join(delivery)
@@ -316,9 +320,14 @@ class Dispatcher:
             place = courier.place(delivery)
             is_first = delivery.letter is None and delivery.reply is None
             if place is None:
-                if is_first:
+                if not is_first:
+                    self._unplaced.append(ready.popleft())
+                    continue
+                only = delivery.record.entry.only
+                if only is None or only.uri is None:
                     return
-                self._unplaced.append(ready.popleft())
+                ready.popleft()
+                courier.refuse(delivery, f"{only.uri} is no address that can be sent to.")
                 continue
             if bucket is not None and is_first and (wait_s := bucket.take(self._loop.time())) > 0:
                 self._wake_in(wait_s)

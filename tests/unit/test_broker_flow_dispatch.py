@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from broker.dispatch import MAX_OUTSTANDING
 from broker.flow.rate import burst_of
 from broker.flow.settings import FLOW_GROUP, PARALLELISM
 from broker.log.direction import Direction
@@ -97,6 +98,35 @@ async def test_order_that_is_asked_for_no_longer_frees_what_waited():
     plane.apply(trigger("t"))
     await asyncio.sleep(1)
     assert plane.subscribers.ids(HERE) == ["1", "2", "3"]
+
+
+@plane_test
+async def test_many_events_behind_one_that_is_retried_keep_no_other_key_waiting():
+    plane = Plane(flowing(flow=ORDERED, delivery={**QUICK, "retry": 100}))
+    plane.subscribers.scripts[HERE] = lambda request, n: Answer(503 if request.event.id == "0" else 202)
+    await asyncio.sleep(1)
+    for start in range(0, 3 * MAX_OUTSTANDING, 64):
+        await plane.send(*(str(n) for n in range(start, start + 64)), subject="stuck")
+        await asyncio.sleep(0.01)
+    await plane.send("other", subject="free")
+    await asyncio.sleep(0.1)
+    assert "other" in plane.subscribers.ids(HERE)
+    assert set(plane.subscribers.ids(HERE)) == {"0", "other"}
+
+
+@plane_test
+async def test_an_event_for_an_address_that_is_none_is_given_up_and_the_others_go_on():
+    plane = Plane(trigger("t"))
+    await asyncio.sleep(1)
+    event = from_http(binary("lost"), b"{}")
+    only = Direction("uid-t", "ftp://nowhere.test/")
+    entry = Entry("default/default", event.attributes, binary_head(event), b"{}", plane.clock.now(), 255, only=only)
+    plane.log.append(entry, lambda result: None)
+    await plane.send("next")
+    await asyncio.sleep(1)
+    assert plane.subscribers.ids(HERE) == ["next"]
+    assert plane.outcomes(1) == [(1, 0, "dropped")]
+    assert plane.open() == []
 
 
 @settings(max_examples=30, deadline=None)
@@ -374,6 +404,37 @@ async def test_a_repeat_of_an_event_that_is_still_being_retried_is_one_and_the_e
     await asyncio.sleep(30)
     assert second.subscribers.ids(HERE) == ["1"]
     assert second.open() == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    sent=st.lists(st.tuples(st.sampled_from("abcde"), st.floats(0, 400)), min_size=1, max_size=40),
+    restarts=st.sets(st.integers(0, 40), max_size=4),
+)
+def test_which_events_are_repeats_follows_from_the_log_whatever_restarts(sent, restarts):
+    async def main() -> None:
+        plane = Plane(flowing(flow=ONCE))
+        await asyncio.sleep(1)
+        last: dict[str, float] = {}
+        wanted: list[int] = []
+        for number, (event_id, wait_s) in enumerate(sent):
+            await asyncio.sleep(wait_s)
+            if number in restarts:
+                await asyncio.sleep(2)
+                plane.fanout._dispatchers["uid-t"].stop()
+            now = plane.clock.now()
+            if event_id not in last or now - last[event_id] > 600:
+                wanted.append(number + 1)
+            last[event_id] = now
+            await plane.send(event_id)
+            if number in restarts:  # while nobody delivered
+                plane = Plane(flowing(flow=ONCE), log=plane.log)
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(5)
+        assert plane.open() == []
+        assert sorted(a.seq for a in plane.log.attempts if a.outcome == "delivered") == wanted
+
+    run_virtual(main())
 
 
 @plane_test
