@@ -23,6 +23,8 @@ _SERVICE: Final = KindRef("serving.knative.dev", "v1", "Service")
 _REVISION: Final = KindRef("serving.knative.dev", "v1", "Revision")
 _TRIGGER: Final = KindRef("eventing.knative.dev", "v1", "Trigger")
 _BROKER: Final = KindRef("eventing.knative.dev", "v1", "Broker")
+_SUBSCRIPTION: Final = KindRef("messaging.knative.dev", "v1", "Subscription")
+_CHANNELS: Final = tuple(KindRef("messaging.knative.dev", "v1", kind) for kind in ("Channel", "InMemoryChannel"))
 #: Scaling decisions and Events shown, the newest.
 _DECISIONS: Final = 3
 _EVENTS: Final = 5
@@ -62,6 +64,8 @@ def describe(words: tuple[str, ...], namespace: str, output: str, server: str | 
         _print_scaling(api, found)
     elif kind.ref == _BROKER:
         _print_triggers(api, kinds.get(_TRIGGER), found)
+    elif kind.ref in _CHANNELS:
+        _print_subscriptions(api, kinds.get(_SUBSCRIPTION), found)
     _print_conditions((found.get("status") or {}).get("conditions") or [])
     _print_events(api, kinds.get(EVENT), found)
     service = _service_of(kind, found)
@@ -71,6 +75,7 @@ def describe(words: tuple[str, ...], namespace: str, output: str, server: str | 
 
 def _print_head(kind: Kind, found: Mapping[str, Any]) -> None:
     meta, status, spec = found["metadata"], found.get("status") or {}, found.get("spec") or {}
+    resolved = status.get("physicalSubscription") or status
     click.secho(f"{kind.ref.kind} {meta['name']}", bold=True)
     _print_fields(
         ("Namespace", meta.get("namespace")),
@@ -81,8 +86,10 @@ def _print_head(kind: Kind, found: Mapping[str, Any]) -> None:
         ("URL", status.get("url")),
         ("Address", (status.get("address") or {}).get("url")),
         ("Broker", spec.get("broker") if kind.ref == _TRIGGER else None),
-        ("Subscriber", status.get("subscriberUri")),
-        ("Dead letters", status.get("deadLetterSinkUri")),
+        ("Channel", (spec.get("channel") or {}).get("name") if kind.ref == _SUBSCRIPTION else None),
+        ("Subscriber", resolved.get("subscriberUri")),
+        ("Replies", resolved.get("replyUri")),
+        ("Dead letters", resolved.get("deadLetterSinkUri")),
         ("Sink", status.get("sinkUri")),
         ("Replicas", _replicas(status)),
     )
@@ -207,6 +214,23 @@ def _print_triggers(api: Api, kind: Kind, broker: Mapping[str, Any]) -> None:
         name, to = trigger["metadata"]["name"], status.get("subscriberUri", "")
         rows.append([name, ready.get("status", "Unknown"), ready.get("reason", ""), to])
     print_table(("NAME", "READY", "REASON", "SUBSCRIBER"), rows, indent=2)
+
+
+def _print_subscriptions(api: Api, kind: Kind, channel: Mapping[str, Any]) -> None:
+    meta = channel["metadata"]
+    found = api.request("GET", collection_path(kind, meta["namespace"]))["items"]
+    mine = [each for each in found if (each["spec"].get("channel") or {}).get("name") == meta["name"]]
+    click.secho("Subscriptions:", bold=True)
+    if not mine:
+        click.echo("  none")
+        return
+    rows = []
+    for subscription in mine:
+        status = subscription.get("status") or {}
+        ready, to = _condition(status, "Ready"), status.get("physicalSubscription") or {}
+        row = [subscription["metadata"]["name"], ready.get("status", "Unknown"), ready.get("reason", "")]
+        rows.append([*row, to.get("subscriberUri", ""), to.get("replyUri", "")])
+    print_table(("NAME", "READY", "REASON", "SUBSCRIBER", "REPLIES TO"), rows, indent=2)
 
 
 def _print_conditions(conditions: list[dict[str, Any]]) -> None:

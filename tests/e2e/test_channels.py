@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -222,3 +223,12 @@ def test_the_flow_shows_in_kubectls_columns_and_its_events_have_types(running):
 
     expected = {("default", "order.created"), ("default", "order.done"), ("handle-kn-sequence-1", "order.done")}
     wait_until(lambda: expected <= types(), what="the types of what flowed are known")
+
+
+def test_a_channel_is_described_with_its_subscriptions_and_a_subscription_with_its_destinations(running, sink):
+    told = running.penstock("describe", "channel", "orders").stdout
+    assert f"fails    True           {sink.url}/fails" in told
+    told = running.penstock("describe", "sub", "answers").stdout
+    assert re.search(
+        rf"^Channel: +orders\nSubscriber: +http://look\..*\nReplies: +{sink.url}/reply$", told, re.MULTILINE
+    )
