@@ -283,6 +283,7 @@ async def test_what_a_subscription_to_a_channel_did_not_get_is_a_letter_as_well(
     assert await world.letters("trigger=subscriptions/reader") == [f"{name}/1"]
     status, answer = await world.call("POST", f"/dead-letters/{name}/1/redrive", body={"replay": "r"})
     assert (status, answer) == (200, {"position": 2, "event_id": "a"})
+    assert await selected(world, trigger="subscriptions/reader") == ["a"]
     await world.fail(world.stored(1)[0], "uid-reader", at=2e9)
     assert (await world.call("DELETE", f"/dead-letters/{name}/2"))[0] == 200
     assert await world.letters() == []
