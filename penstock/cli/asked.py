@@ -12,7 +12,7 @@ import msgspec
 
 from penstock.cli.pace import moment
 
-__all__ = ["STATES", "Question", "asking"]
+__all__ = ["STATES", "Question", "asking", "filters_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -39,7 +39,7 @@ def asking(command: F) -> F:
         names = ("namespace", "broker", "trigger", "event_id", "since")
         own = {name: given.pop(name) for name in names}
         states = given.pop("states")
-        filters = [*_exact(given), *_extensions(given.pop("extensions")), *_filters(given.pop("filters"))]
+        filters = [*_exact(given), *_extensions(given.pop("extensions")), *filters_of(given.pop("filters"))]
         own["id"] = own.pop("event_id")
         query = [(name, str(value)) for name, value in own.items() if value is not None]
         query += [("state", state) for state in states]
@@ -101,7 +101,8 @@ def _extensions(pairs: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield {"exact": {name: value}}
 
 
-def _filters(given: Sequence[str]) -> Iterator[dict[str, Any]]:
+def filters_of(given: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A Trigger's `filters` of what ``--filter`` was given. Raises UsageError where JSON cannot be read."""
     for text in given:
         pair = _PAIR.match(text)
         if pair:

@@ -246,7 +246,7 @@ def redrive(
     if output == "json":
         print_json({"replay": replay, **told})
     elif told["done"]:
-        click.secho(f"Marked with penstockreplay={replay}; see where one went with: penstock explain ID", dim=True)
+        click.secho(f"See them with: penstock events -e penstockreplay={replay}", dim=True)
     if told["failed"]:
         raise click.exceptions.Exit(FAILED)
 

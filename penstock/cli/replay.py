@@ -14,6 +14,7 @@ import click
 import msgspec
 
 from core.clock import rfc3339
+from penstock.cli.asked import filters_of
 from penstock.cli.context import Session, is_label, namespace_option, output_option, platform_options
 from penstock.cli.failure import FAILED, Failure
 from penstock.cli.output import print_json
@@ -45,8 +46,8 @@ Selected = Mapping[str, Any]
     "--filter",
     "filters",
     multiple=True,
-    metavar="NAME=VALUE",
-    help="Instead of the Trigger's own filter; or a Trigger's `filters` as JSON, [] for everything.",
+    metavar="EXPRESSION",
+    help="Instead of the Trigger's own: CloudEvents SQL, NAME=VALUE, or a Trigger's `filters` as JSON, [] for all.",
 )
 @click.option(
     "--rate", type=click.FloatRange(0, 100_000), default=50.0, show_default=True, help="A second; 0: no limit."
@@ -84,7 +85,7 @@ def replay(
     Examples:
       penstock replay --trigger orders --since 2h --dry-run
       penstock replay --trigger orders --since 2026-11-25T08:00:00Z --until 2026-11-25T09:00:00Z --rate 10 --wait
-      penstock replay --trigger orders --revision orders-00003 --since 1d --filter type=order.created
+      penstock replay --trigger orders --revision orders-00003 --since 1d --filter "type LIKE 'order.%'"
       penstock replay --trigger orders --id order-1 --id order-2
     """
     if since is None and not ids and not everything:
@@ -100,7 +101,7 @@ def replay(
         "trigger": trigger,
         "since": since,
         "until": end,
-        "filters": _filters(filters),
+        "filters": list(filters_of(filters)) if filters else None,
         "ids": ids,
     }
     target = f"the Revision {namespace}/{revision}" if revision else f"the Trigger {namespace}/{trigger}"
@@ -125,26 +126,6 @@ def replay(
     undelivered = states is not None and set(states) - {"delivered"}
     if sender.missing or undelivered:
         raise click.exceptions.Exit(FAILED)
-
-
-def _filters(given: Sequence[str]) -> list[dict[str, Any]] | None:
-    """A Trigger's `filters`; None for the Trigger's own. Raises UsageError."""
-    if not given:
-        return None
-    found: list[dict[str, Any]] = []
-    for text in given:
-        if text.lstrip().startswith(("[", "{")):
-            try:
-                read = msgspec.json.decode(text)
-            except msgspec.DecodeError as error:
-                raise click.UsageError(f"--filter {text!r} is not JSON: {error}.") from error
-            found += read if isinstance(read, list) else [read]
-            continue
-        name, sign, value = text.partition("=")
-        if not sign or not value:
-            raise click.UsageError(f"--filter {text!r} must be NAME=VALUE, or a Trigger's `filters` as JSON.")
-        found.append({"exact": {name: value}})
-    return found
 
 
 def _selected(session: Patient, criteria: Mapping[str, Any]) -> Iterator[Selected]:
@@ -244,8 +225,8 @@ def _report(sender: _Sender, name: str, target: str, states: Mapping[str, int] |
     if states is not None:
         click.echo(", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "nothing to wait for")
     if sender.sent:
-        hint = "See where one went with: penstock explain ID; those that fail: penstock dlq list"
-        click.secho(f"Marked with penstockreplay={name}. {hint}", dim=True)
+        hint = f"See them with: penstock events -e penstockreplay={name}; those that fail: penstock dlq list"
+        click.secho(hint, dim=True)
 
 
 def _count(number: int) -> str:
