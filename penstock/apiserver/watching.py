@@ -129,6 +129,9 @@ class Watch:
         self._store = store
         self._owner = owner
         self._matches = _Matches(plan.selection)
+        #: The last change that was told, and when.
+        self._version = 0
+        self._told_at = 0.0
 
     async def run(self, receive: Receive, send: Send) -> None:
         self._owner.opened()
@@ -187,28 +190,33 @@ class Watch:
     async def _follow(
         self, lines: _Lines, changes: AsyncGenerator[Change, None], since: int, ends: Sequence[asyncio.Future[Any]]
     ) -> None:
-        """Tell changes until one of `ends` is done. The task that waits for a change outlives bookmarks."""
-        version = since
-        following = asyncio.ensure_future(anext(changes))
-        period_s = BOOKMARK_PERIOD_S if self._plan.bookmarks else None
+        """Tell changes until one of `ends` is done. One task tells them all: what has piled up goes out in one turn of
+        the loop, which may be a long one where much is written."""
+        now = asyncio.get_running_loop().time
+        self._version, self._told_at = since, now()
+        telling = asyncio.ensure_future(self._tell_all(lines, changes))
         try:
             while True:
-                await asyncio.wait((following, *ends), timeout=period_s, return_when=asyncio.FIRST_COMPLETED)
+                quiet_s = self._told_at + BOOKMARK_PERIOD_S - now() if self._plan.bookmarks else None
+                if quiet_s is not None and quiet_s <= 0:
+                    await lines.write("BOOKMARK", self._bookmark(self._version))
+                    self._told_at = now()
+                    continue
+                await asyncio.wait((telling, *ends), timeout=quiet_s, return_when=asyncio.FIRST_COMPLETED)
                 if any(end.done() for end in ends):
                     return
-                if following.done():
-                    try:
-                        change = following.result()
-                    except StopAsyncIteration:
-                        return
-                    version = change.version
-                    await self._tell(lines, change)
-                    following = asyncio.ensure_future(anext(changes))
-                else:
-                    await lines.write("BOOKMARK", self._bookmark(version))
+                if telling.done():
+                    telling.result()
+                    return
         finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            telling.cancel()
+            await asyncio.gather(telling, return_exceptions=True)
+
+    async def _tell_all(self, lines: _Lines, changes: AsyncGenerator[Change, None]) -> None:
+        now = asyncio.get_running_loop().time
+        async for change in changes:
+            self._version, self._told_at = change.version, now()
+            await self._tell(lines, change)
 
     async def _tell(self, lines: _Lines, change: Change) -> None:
         if change.resource is None:

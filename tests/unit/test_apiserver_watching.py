@@ -71,6 +71,19 @@ def test_a_watch_from_a_version_tells_what_comes_after_it():
     watch_test(body)
 
 
+def test_what_has_piled_up_is_told_in_one_turn_of_the_loop():
+    async def body(api: ApiFixture) -> None:
+        since = await current(api)
+        for number in range(50):
+            await api.create(widget(f"w{number}"))
+        client = WatchClient(api, f"?resourceVersion={since}")
+        assert await client.told() == ("ADDED", "w0")
+        assert client.exchange.lines.qsize() == 49
+        await client.end()
+
+    watch_test(body)
+
+
 @pytest.mark.parametrize("query", ["", "?resourceVersion=0"])
 def test_a_watch_without_a_version_begins_with_what_is_there(query):
     async def body(api: ApiFixture) -> None:
