@@ -53,6 +53,8 @@ bench: $(VENV)/.run ## The benchmarks: JSON on each one's last line
 	$(BIN)/python -m bench gateway
 	$(BIN)/python -m bench broker
 	$(BIN)/python -m bench ingest
+	$(BIN)/python -m bench filters
+	$(BIN)/python -m bench fanout
 	$(BIN)/python -m bench isolation
 	$(BIN)/python -m bench coldstart
 

@@ -21,6 +21,8 @@ BENCHMARKS: Final = {
     "gateway": "bench.gateway",
     "broker": "bench.broker",
     "ingest": "bench.ingest",
+    "filters": "bench.filters",
+    "fanout": "bench.fanout",
     "isolation": "bench.isolation",
     "coldstart": "bench.coldstart",
     "selfcheck": "bench.selfcheck",

@@ -68,13 +68,17 @@ class BrokerFigures(Figures, frozen=True, kw_only=True):
 
 
 class Publisher:
-    """Rounds of published and delivered events, each event with an id of its own."""
+    """Rounds of events that are published to one Broker and delivered, each `deliveries` times, each event with an id
+    of its own."""
 
-    def __init__(self, load: Load, pid: int, log: NginxLog, host: str) -> None:
+    def __init__(
+        self, load: Load, pid: int, log: NginxLog, host: str, *, broker: str = _BROKER, deliveries: int = 1
+    ) -> None:
         self._load = load
         self._pid = pid
         self._log = log
-        self._host = host
+        self._request = event(host, "cpu", broker)
+        self._deliveries = deliveries
         self._published = 0
         self.lost = 0
         self.duplicates = 0
@@ -85,32 +89,32 @@ class Publisher:
         self._log.clear()
         began_s, before_s = time.time(), cpu_s([self._pid])
         result = self._load.closed(
-            Closed(target="broker", count=count, request=event(self._host, "cpu"), expect=_ACCEPTED, first=first)
+            Closed(target="broker", count=count, request=self._request, expect=_ACCEPTED, first=first)
         )
         accepted = count - sum(result.failures.values())
-        self._await(accepted)
+        self._await(accepted * self._deliveries)
         used_s = cpu_s([self._pid]) - before_s
         delivered = len(self._log.counts)
-        self.lost += accepted - delivered
+        self.lost += accepted * self._deliveries - delivered
         self.duplicates += sum(self._log.counts.values()) - delivered
         return Round(
             cpu_us=used_s / count * 1e6, per_s=count / (self._log.last_at_s - began_s), failures=result.failures
         )
 
-    def _await(self, accepted: int) -> None:
+    def _await(self, expected: int) -> None:
         deadline_s = time.monotonic() + DELIVERY_TIMEOUT_S
         self._log.read()
-        while len(self._log.counts) < accepted and time.monotonic() < deadline_s:
+        while len(self._log.counts) < expected and time.monotonic() < deadline_s:
             time.sleep(_POLL_S)
             self._log.read()
         if not self._log.counts:
-            raise Broken(f"Of {accepted} accepted events none was delivered within {DELIVERY_TIMEOUT_S:g} s.")
+            raise Broken(f"Of {expected} deliveries none came within {DELIVERY_TIMEOUT_S:g} s.")
 
 
-def event(host: str, kind: str) -> Request:
+def event(host: str, kind: str, broker: str = _BROKER) -> Request:
     """An event of type ``bench.<kind>`` in binary mode; its id ends in its number."""
     before = (
-        f"POST /{NAMESPACE}/{_BROKER} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+        f"POST /{NAMESPACE}/{broker} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
         f"content-length: {DATA_BYTES}\r\nce-specversion: 1.0\r\nce-source: /penstock/bench\r\n"
         f"ce-type: bench.{kind}\r\nce-time: 2026-01-01T00:00:00Z\r\nce-id: {kind}-"
     )

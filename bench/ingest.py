@@ -33,7 +33,7 @@ from bench.yardstick import CONNECTIONS, yardstick
 from broker.resources import BROKER
 from core.net.types import Address
 
-__all__ = ["IngestFigures", "batch", "run"]
+__all__ = ["IngestFigures", "batch", "run", "stored"]
 
 #: Of the 6 that the whole way may cost, what the way in may.
 TARGET: Final = {"ratio_to_nginx": 4.0, "p99_ms": 10.0}
@@ -155,7 +155,7 @@ def run(options: Options) -> Measured:
             widths = _widths(ingest, options)
             options.progress(f"open loop at {RATE_PER_S} events/s")
             opened = ingest.open(stack.enter_context(Load(precise=True)), options.size(10_000, 1_000))
-        return _measured(pairs, widths, ingest, opened, _stored(folder / "data"), options)
+        return _measured(pairs, widths, ingest, opened, stored(folder / "data"), options)
 
 
 def _widths(ingest: Ingest, options: Options) -> list[Width]:
@@ -186,7 +186,7 @@ def _widths(ingest: Ingest, options: Options) -> list[Width]:
     return widths
 
 
-def _stored(data: Path) -> int | None:
+def stored(data: Path) -> int | None:
     """How many events the log's file holds; None where the log is on a server."""
     if os.environ.get("PENSTOCK_BROKER_LOG", "sqlite") != "sqlite":
         return None

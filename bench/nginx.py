@@ -10,13 +10,26 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from bench.broken import Broken
 
-__all__ = ["REPLY", "Nginx", "NginxLog", "function_command", "proxy_site", "reply_site", "sink_site", "version"]
+__all__ = [
+    "REPLY",
+    "Nginx",
+    "NginxLog",
+    "free_ports",
+    "function_command",
+    "proxy_site",
+    "reply_site",
+    "sink_site",
+    "sinks_site",
+    "version",
+]
 
 #: What the far end answers: 13 bytes.
 REPLY: Final = "Hello, world!"
@@ -28,7 +41,7 @@ master_process off;
 worker_processes 1;
 error_log stderr warn;
 pid {folder}/nginx.pid;
-events {{ worker_connections 1024; }}
+events {{ worker_connections 8192; }}
 http {{
   access_log off;
   keepalive_requests 1000000000;
@@ -74,6 +87,18 @@ log_format ids "$http_ce_id $msec";
   }}"""
 
 
+def sinks_site(ports: Sequence[int], log: Path) -> str:
+    """As many subscribers as `ports`, as `sink_site`; each event's id is logged with the port that it came to."""
+    listen = " ".join(f"listen 127.0.0.1:{port};" for port in ports)
+    return f"""\
+log_format ids "$http_ce_id@$server_port $msec";
+  server {{
+    {listen}
+    access_log {log} ids buffer=64k flush=50ms;
+    location / {{ return 202; }}
+  }}"""
+
+
 def version() -> str:
     """The version of the nginx that is installed. Raises Broken where none is."""
     text = subprocess.run([_program(), "-v"], capture_output=True, text=True, check=True).stderr
@@ -103,7 +128,7 @@ class Nginx:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True)
-        self.port = _free_port()
+        [self.port] = free_ports(1)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -177,11 +202,13 @@ def _program() -> str:
     return found
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+def free_ports(count: int) -> list[int]:
+    """As many ports of the loopback interface on which nothing listens now."""
+    with ExitStack() as stack:
+        socks = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for sock in socks:
+            sock.bind(("127.0.0.1", 0))
+        return [sock.getsockname()[1] for sock in socks]
 
 
 def _accepts(port: int) -> bool:

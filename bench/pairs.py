@@ -71,7 +71,12 @@ class Pairs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def interleave(
-    ours: Callable[[], Round], theirs: Callable[[], Round], *, rounds: int, progress: Callable[[str], None]
+    ours: Callable[[], Round],
+    theirs: Callable[[], Round],
+    *,
+    rounds: int,
+    progress: Callable[[str], None],
+    other_name: str = "nginx",
 ) -> Pairs:
     """Run `rounds` pairs after one that warms up. Which side goes first alternates, so that drift favours neither.
 
@@ -92,7 +97,7 @@ def interleave(
             other.append(theirs())
         progress(
             f"pair {number + 1}/{rounds}: {mine[-1].cpu_us:.1f} us ({mine[-1].per_s:,.0f}/s), "
-            f"nginx {other[-1].cpu_us:.1f} us ({other[-1].per_s:,.0f}/s), "
+            f"{other_name} {other[-1].cpu_us:.1f} us ({other[-1].per_s:,.0f}/s), "
             f"ratio {mine[-1].cpu_us / other[-1].cpu_us:.2f}"
         )
         if mine[-1].failures or other[-1].failures:
