@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Final, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from broker.conditions import condition_of
 from broker.explain import Explanation
@@ -15,6 +15,7 @@ from broker.flow.settings import PAUSED
 from broker.listing import Away, EventList, Library
 from broker.log.query import LogQuery
 from broker.messaging import SUBSCRIPTION
+from broker.planning import Ask, Plan, Planner
 from broker.resources import TRIGGER
 from broker.sieve import Question, Sieve, read_filters, read_states
 from broker.table import GIVERS, TAKERS, Table, TableBuilder
@@ -40,6 +41,8 @@ DEFAULT_LIMIT: Final = 100
 MAX_LIMIT: Final = 1000
 #: Of a cursor: a platform has a handful of logs, with a name and a number each.
 MAX_CURSOR: Final = 500
+#: Of the Triggers of a plan.
+MAX_BODY_BYTES: Final = 4 * 1024 * 1024
 #: Of filters in a query, in characters: a request line has its limit too.
 MAX_FILTERS: Final = 8000
 
@@ -51,6 +54,12 @@ class ExplanationList(msgspec.Struct, frozen=True):
     away: tuple[Away, ...] = ()
 
 
+class PlanList(msgspec.Struct, frozen=True):
+    """The answer of ``POST /penstock/v1/plan``."""
+
+    plans: tuple[Plan, ...]
+
+
 class _Problem(msgspec.Struct, frozen=True):
     message: str
 
@@ -59,7 +68,7 @@ def create_router(*, readers: Mapping[str, LogQuery], view: View) -> APIRouter:
     """Routes over the logs that `readers` read, by class of Broker. `view` knows the Brokers, channels, Triggers and
     Subscriptions."""
     router = APIRouter(prefix="/penstock/v1")
-    builder, library = TableBuilder(), Library(readers)
+    builder, library, planner = TableBuilder(), Library(readers), Planner(readers)
 
     def listed(kinds: Iterable[KindRef]) -> list[Resource]:
         return [resource for kind in kinds for resource in view.list(kind)]
@@ -112,7 +121,32 @@ def create_router(*, readers: Mapping[str, LogQuery], view: View) -> APIRouter:
 
         return await _answer(read, missing=f"No stored event has the id {event_id!r}.")
 
+    @router.post("/plan")
+    async def planned(request: Request) -> Response:
+        """Which of the events that came some changed Triggers would gain or lose."""
+        body, known = await _body(request), table()
+
+        def read() -> PlanList:
+            try:
+                ask = msgspec.json.decode(body, type=Ask)
+            except msgspec.DecodeError as error:
+                raise InvalidInput(f"The request cannot be read: {error}.") from error
+            return PlanList(planner.plan(ask, known))
+
+        return await _answer(read)
+
     return router
+
+
+async def _body(request: Request) -> bytes:
+    """The body; one that is too large is cut, and refused as unreadable."""
+    parts, size = [], 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            break
+    return b"".join(parts)[:MAX_BODY_BYTES]
 
 
 def _obstacles(triggers: Iterable[Resource]) -> dict[str, str]:

@@ -42,7 +42,8 @@ class Found(msgspec.Struct, frozen=True):
     record: Record | None
 
 
-#: Whether an event is among those that are asked for. Called for each that is looked at, in any order.
+#: Whether an event is among those that are asked for. Called for one Broker's after the other's, from its
+#: newest back where the newest are asked for.
 Wanted = Callable[[Found], bool]
 
 

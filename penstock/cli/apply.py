@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
+import msgspec
 
 from penstock.cli.api import Api, Refused, collection_path, object_path
 from penstock.cli.context import Session, namespace_option, output_option, platform_options
@@ -15,11 +16,13 @@ from penstock.cli.merge import three_way_patch, with_last_applied
 from penstock.cli.output import print_json
 from penstock.cli.words import registry
 
-__all__ = ["apply"]
+__all__ = ["Applied", "apply", "try_all"]
 
 _MERGE_PATCH: Final = {"Content-Type": "application/merge-patch+json"}
 _STRICT: Final = {"fieldValidation": "Strict", "fieldManager": "penstock"}
 _UNDONE: Final = "Nothing was applied."
+#: What the server changes of a resource's metadata at every write.
+_NOTED: Final = frozenset(("resourceVersion", "generation", "managedFields"))
 
 #: What to do next, by the kind that was applied.
 _NEXT_STEPS: Final = {
@@ -29,6 +32,13 @@ _NEXT_STEPS: Final = {
     "PingSource": "Watch its events:                               penstock events --follow",
     "ObjectStoreSource": "Watch its events:                               penstock events --follow",
 }
+
+
+class Applied(msgspec.Struct, frozen=True):
+    """What became of one document: "created", "configured" or "unchanged", and the resource as it is then."""
+
+    result: str
+    resource: dict[str, Any]
 
 
 @click.command(short_help="Create or change resources from manifests.")
@@ -77,15 +87,23 @@ def next_steps(manifests: Sequence[Manifest]) -> list[str]:
 
 def _apply_all(api: Api, manifests: Sequence[Manifest]) -> list[tuple[Manifest, str]]:
     """Apply all or none: each is tried without effect first. Raises Failure that lists every problem."""
-    problems = []
+    try_all(api, manifests, undone=_UNDONE)
+    return [(manifest, _apply_one(api, manifest, _STRICT).result) for manifest in manifests]
+
+
+def try_all(api: Api, manifests: Sequence[Manifest], *, undone: str) -> list[Applied]:
+    """What applying these would do, one after the other, without effect. Raises Failure that lists every problem and
+    begins with `undone`."""
+    problems: list[str] = []
+    tried: list[Applied] = []
     for manifest in manifests:
         try:
-            _apply_one(api, manifest, {**_STRICT, "dryRun": "All"})
+            tried.append(_apply_one(api, manifest, {**_STRICT, "dryRun": "All"}))
         except Refused as refusal:
             problems += _told(manifest, refusal)
     if problems:
-        raise problems_failure(_UNDONE, problems)
-    return [(manifest, _apply_one(api, manifest, _STRICT)) for manifest in manifests]
+        raise problems_failure(undone, problems)
+    return tried
 
 
 def _told(manifest: Manifest, refusal: Refused) -> list[str]:
@@ -96,7 +114,7 @@ def _told(manifest: Manifest, refusal: Refused) -> list[str]:
     return [f"{where}: {refusal.message}"]
 
 
-def _apply_one(api: Api, manifest: Manifest, query: dict[str, str]) -> str:
+def _apply_one(api: Api, manifest: Manifest, query: dict[str, str]) -> Applied:
     wanted = with_last_applied(manifest.document)
     path = object_path(manifest.kind, manifest.namespace, manifest.name)
     try:
@@ -104,12 +122,20 @@ def _apply_one(api: Api, manifest: Manifest, query: dict[str, str]) -> str:
     except Refused as refusal:
         if refusal.status != 404:
             raise
-        api.request("POST", collection_path(manifest.kind, manifest.namespace), query=query, body=wanted)
-        return "created"
+        created = api.request("POST", collection_path(manifest.kind, manifest.namespace), query=query, body=wanted)
+        return Applied("created", created)
     patch = three_way_patch(wanted, live)
     if not patch:
-        return "unchanged"
+        return Applied("unchanged", live)
     changed = api.request("PATCH", path, query=query, body=patch, headers=_MERGE_PATCH)
     # Lists are sent whole, and the server fills in defaults inside: then nothing has changed after all.
     same = changed["metadata"]["resourceVersion"] == live["metadata"]["resourceVersion"]
-    return "unchanged" if same else "configured"
+    if "dryRun" in query:  # then nothing gets a new version
+        same = _said(changed) == _said(live)
+    return Applied("unchanged" if same else "configured", changed)
+
+
+def _said(document: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resource says, without what the server notes of its own."""
+    metadata = {name: value for name, value in document["metadata"].items() if name not in _NOTED}
+    return {**document, "metadata": metadata, "status": None}

@@ -7,7 +7,7 @@ from typing import IO, Any, Final
 
 import click
 
-__all__ = ["FAILED", "NOT_FOUND", "UNREACHABLE", "Failure"]
+__all__ = ["CHANGES", "FAILED", "NOT_FOUND", "UNREACHABLE", "Failure"]
 
 #: The request was refused or did not succeed.
 FAILED: Final = 1
@@ -15,6 +15,8 @@ FAILED: Final = 1
 NOT_FOUND: Final = 3
 #: No platform answers.
 UNREACHABLE: Final = 4
+#: ``plan --exit-code``: applying would change something.
+CHANGES: Final = 5
 
 
 class Failure(click.ClickException):

@@ -22,6 +22,7 @@ _COMMANDS: Final = {
     "send": "penstock.cli.send",
     "events": "penstock.cli.events",
     "explain": "penstock.cli.events",
+    "plan": "penstock.cli.plan",
     "trigger": "penstock.cli.trigger",
     "dlq": "penstock.cli.dlq",
     "replay": "penstock.cli.replay",
@@ -61,7 +62,8 @@ def main(context: click.Context) -> None:
       penstock send --type hello --data '{"to": "you"}'
       penstock events --follow
 
-    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found, 4 no platform answers.
+    Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 3 not found, 4 no platform answers, 5 `plan --exit-code`
+    has found changes.
     """
     if os.environ.get("NO_COLOR"):
         context.color = False

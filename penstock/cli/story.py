@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import click
 
-__all__ = ["event_line", "explanation_lines"]
+__all__ = ["clause", "event_line", "explanation_lines"]
 
 _COLOURS: Final = {
     "delivered": "green",
@@ -105,13 +105,13 @@ def _trigger(trigger: Mapping[str, Any]) -> str:
     name = trigger["trigger"].rpartition("/")[2]
     failed = trigger.get("failed")
     if failed:
-        return f"{name}: {state}: {_clause(failed)}"
+        return f"{name}: {state}: {clause(failed)}"
     gone = " (this Trigger is gone)" if trigger["matched"] is None else ""
     meaning = trigger.get("waits_for") or _MEANINGS.get(trigger["state"], "")
     return f"{name}: {state}{gone}" + (f": {meaning}" if meaning else "")
 
 
-def _clause(verdict: Mapping[str, Any]) -> str:
+def clause(verdict: Mapping[str, Any]) -> str:
     """Which clause of the filter says no, on which value."""
     if not verdict.get("attribute"):
         return f"{verdict.get('clause', 'filter')}: {verdict.get('wanted', '')}"

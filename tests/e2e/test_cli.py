@@ -249,6 +249,10 @@ def test_delete_says_what_is_gone_and_what_never_was(running):
         pytest.param("send --type x --data 1 --content-type json", 2, "media type", id="no media type"),
         pytest.param("send --type x --data @/dev/null --content-type a/b --source a|b", 1, "source:", id="no URI"),
         pytest.param("explain nobody", 3, "penstock events", id="an unknown event"),
+        pytest.param("plan", 2, "--delete TRIGGER", id="plan nothing"),
+        pytest.param("plan --delete nobody", 3, "penstock get triggers", id="an unknown Trigger"),
+        pytest.param("plan -f none.yaml", 1, "none.yaml does not exist", id="plan a missing file"),
+        pytest.param("events --filter type=", 1, "filters[0].cesql", id="a filter that cannot be read"),
         pytest.param("logs nobody", 3, "penstock get ksvc", id="an unknown Service"),
         pytest.param("events --limit 0", 2, "--limit", id="a limit out of range"),
         pytest.param("up --drain nan", 2, "nan is not in the range", id="a drain that is no number"),
@@ -262,6 +266,26 @@ def test_what_is_wrong_is_said_with_what_to_do_and_an_exit_code(running, argumen
     assert (done.returncode, done.stdout) == (code, "")
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_plan_changes_nothing_and_says_what_would(running):
+    file = str(running.data.parent / "hello.yaml")
+    assert running.penstock("plan", "-f", file, "--exit-code").stdout.endswith("Applying it would change nothing.\n")
+    before = running.get("trigger", "hello")
+    changed = ALL.replace("type: hello}", "type: other}").replace("name: early", "name: eager")
+    done = running.penstock("plan", "-f", "-", "--exit-code", text=changed, check=False)
+    assert done.returncode == 5, done.stderr
+    assert re.search(
+        r"trigger\S*/hello configured\n  of all \d+ events since .*: \d+ now, 0 then\n  - \d+ lost\n", done.stdout
+    )
+    assert re.search(
+        r"trigger\S*/eager created\n  of all \d+ events since .*: 0 now, \d+ then\n  \+ \d+ gained\n", done.stdout
+    )
+    assert running.get("trigger", "hello") == before
+    assert running.get("trigger", "eager") == {}
+    wrong = running.penstock("plan", "-f", "-", text=changed.replace("subscriber:", "subscribr:", 1), check=False)
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert "It could not be applied.\n  standard input, document 3: Trigger hello: " in wrong.stderr
 
 
 def test_too_large_an_event_is_refused_by_its_limit(running):

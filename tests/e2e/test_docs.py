@@ -124,6 +124,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 @pytest.mark.parametrize(
     "page",
     [
+        "explain.md",
         "getting-started.md",
         "events.md",
         "filters.md",

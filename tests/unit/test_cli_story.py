@@ -118,3 +118,22 @@ def test_attempts_and_replies_hang_under_their_trigger():
         "   attempt 1  03:04:06.000  no answer  1.2 ms  retrying  no answer came",
         "   attempt 2  03:04:06.000  202  1.2 ms  dead-lettered (sent to the dead-letter sink)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ({}, "attempt 1  03:04:06.000  200  1.2 ms  delivered"),
+        ({"revision": "scan-00002"}, "attempt 1  03:04:06.000  200 from scan-00002  1.2 ms  delivered"),
+        (
+            {"revision": "scan-00002", "cold_start_ms": 812.4},
+            "attempt 1  03:04:06.000  200 from scan-00002  1.2 ms (cold start 812 ms)  delivered",
+        ),
+    ],
+    ids=["told nothing", "a revision", "a cold start"],
+)
+def test_an_attempt_tells_who_answered_and_how_long_it_waited(told, line):
+    event = {**STORED, "size": 1, "source": "/"}
+    tried = trigger("scan", "delivered", attempts=[{**attempt(1, 200, "delivered"), **told}])
+    lines = [plain(each) for each in explanation_lines([{"event": event, "triggers": [tried], "cut": False}])]
+    assert lines[-1] == f"   {line}"
