@@ -10,8 +10,9 @@ import msgspec
 
 from broker.ledger import Attempt, OutcomeName
 from broker.log.direction import directed_head, split_head
-from broker.log.port import Entry, Record, attributes_of
+from broker.log.port import Entry, Record
 from core.errors import Corrupt, InvalidInput
+from core.events import head_attributes
 
 __all__ = ["arrival_of", "decode_attempt", "decode_record", "encode_attempt", "encode_entry", "id_hash"]
 
@@ -67,7 +68,7 @@ def decode_record(seq: int, broker: str, stored: bytes) -> Record:
         data_at = head_at + head_length
         via = stored[_FIXED.size : head_at].decode() or None
         head, only = split_head(stored[head_at:data_at])
-        attributes = attributes_of(head)
+        attributes = head_attributes(head)
     except (ValueError, IndexError, struct.error, InvalidInput) as error:
         raise Corrupt(f"The event at position {seq} is not what was written: {error}.") from error
     data = stored[data_at:]

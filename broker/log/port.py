@@ -15,7 +15,7 @@ import msgspec
 from broker.ledger import Ledger
 from broker.log.direction import Direction
 from core.errors import PenstockError, Unavailable
-from core.events import CloudEvent, from_http
+from core.events import CloudEvent
 
 __all__ = [
     "FLUSH_INTERVAL_S",
@@ -35,7 +35,6 @@ __all__ = [
     "Subscription",
     "announce",
     "answer",
-    "attributes_of",
 ]
 
 logger = logging.getLogger(__name__)
@@ -293,11 +292,3 @@ def answer(then: Appended, record: Record) -> None:
         then(record)
     except Exception:  # boundary: one appender's fault must not keep the others' answers back
         logger.exception("an appender's answer failed")
-
-
-def attributes_of(head: bytes) -> dict[str, str]:
-    """The context attributes that binary-mode header lines carry. Raises InvalidInput."""
-    lines = head.split(b"\r\n")
-    lines.pop()
-    pairs = [line.split(b": ", 1) for line in lines]
-    return from_http([(pair[0], pair[1]) for pair in pairs], b"").attributes

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from broker.ledger import OUTCOMES, SETTLED, UNDELIVERED, Attempt
 from broker.log.direction import directed_head, split_head
-from broker.log.port import Entry, Position, Record, attributes_of
+from broker.log.port import Entry, Position, Record
 from core.errors import Corrupt, InvalidInput
+from core.events import head_attributes
 
 __all__ = [
     "ADD_ATTEMPT",
@@ -140,7 +141,7 @@ def record_of(row: tuple[Any, ...], broker: str, via: str | None) -> Record:
         ):
             raise Corrupt(f"The event at position {seq} is not what was written: its checksum differs.")
         head, only = split_head(head)
-        attributes = attributes_of(head)
+        attributes = head_attributes(head)
     except (TypeError, ValueError, struct.error, InvalidInput) as error:
         raise Corrupt(f"The event at position {seq} is not what was written: {error}.") from error
     return Record(seq, Entry(broker, attributes, head, data, at / 1_000_000, ttl, cause, via, only))

@@ -1,6 +1,14 @@
 """The CloudEvent as a value, and its HTTP binding (CloudEvents 1.0.2: binary, structured and batched mode)."""
 
-from core.events.http import batch_type, binary_head, from_http, is_event, to_binary, with_binary_head
+from core.events.http import (
+    batch_type,
+    binary_head,
+    from_http,
+    head_attributes,
+    is_event,
+    to_binary,
+    with_binary_head,
+)
 from core.events.jsonformat import (
     BATCH_TYPE,
     STRUCTURED_TYPE,
@@ -25,6 +33,7 @@ __all__ = [
     "dead_letter",
     "from_batch",
     "from_http",
+    "head_attributes",
     "in_batch",
     "is_event",
     "is_json_type",

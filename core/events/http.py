@@ -15,7 +15,7 @@ from core.errors import FieldError, InvalidInput
 from core.events.jsonformat import STRUCTURED_TYPE, UnknownFormat, read_structured
 from core.events.value import CloudEvent, check_attributes
 
-__all__ = ["batch_type", "binary_head", "from_http", "is_event", "to_binary", "with_binary_head"]
+__all__ = ["batch_type", "binary_head", "from_http", "head_attributes", "is_event", "to_binary", "with_binary_head"]
 
 _STRUCTURED_PREFIX: Final = b"application/cloudevents"
 _BATCH_PREFIX: Final = b"application/cloudevents-batch"
@@ -94,6 +94,22 @@ def with_binary_head(headers: Sequence[tuple[bytes, bytes]], body: bytes) -> tup
     check_attributes(attributes)
     event = CloudEvent(attributes=attributes, data=body or None)
     return event, b"".join(lines) if plain else binary_head(event)
+
+
+def head_attributes(head: bytes) -> dict[str, str]:
+    """The attributes of a `binary_head`, which were checked when it was made and are not again: what is stored must
+    stay what it is whatever the rules become. Raises ValueError or InvalidInput where it is no such head."""
+    attributes: dict[str, str] = {}
+    for line in head.split(b"\r\n")[:-1]:
+        name, value = line.split(b": ", 1)
+        key = _attributes_by_header.get(name) or _attribute_of(name)
+        if name == _CONTENT_TYPE:
+            attributes[key] = value.decode("latin-1")
+        elif _NOT_PLAIN.search(value) is None:
+            attributes[key] = value.decode("ascii")
+        else:
+            attributes[key] = _decode_value(key, value)
+    return attributes
 
 
 def batch_type(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:

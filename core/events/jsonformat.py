@@ -42,6 +42,8 @@ _TEXT_CODEC: Final = re.compile(
     r"|iso-2022-(jp|kr)|gb2312|gbk|gb18030|big5"
 )
 _UTF_8: Final = "utf-8"
+#: Of a value that cannot be read, in the answer.
+_SHOWN_BYTES: Final = 100
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]")
 
 
@@ -191,22 +193,27 @@ def _event_of(members: dict[str, msgspec.Raw]) -> CloudEvent:
 
 def _attribute_text(name: str, raw: bytes) -> str | None:
     """The canonical string of a JSON attribute value; None for null, which means absent."""
-    try:
-        value = msgspec.json.decode(raw)
-    except msgspec.DecodeError:  # a number beyond all bounds
-        value = raw.decode()
-    else:
-        match value:
-            case None:
-                return None
-            case str():
-                return value
-            case bool():
-                return "true" if value else "false"
-            case int() if -_MAX_INT - 1 <= value <= _MAX_INT:
-                return str(value)
+    value = _value(raw)
+    match value:
+        case None:
+            return None
+        case str():
+            return value
+        case bool():
+            return "true" if value else "false"
+        case int() if -_MAX_INT - 1 <= value <= _MAX_INT:
+            return str(value)
     rule = "must be a string, a boolean or a 32-bit integer (JSON event format, section 2.2)"
     raise _invalid(name, rule, value)
+
+
+def _value(raw: bytes) -> Any:
+    """What JSON stands for; of what cannot be had (a number beyond all bounds, text of half a character, lists too deep
+    in each other) the beginning of its bytes, which is none of the types that are asked for."""
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        return raw[:_SHOWN_BYTES]
 
 
 def _data_bytes(content_type: str, raw: bytes) -> bytes | None:
@@ -216,7 +223,7 @@ def _data_bytes(content_type: str, raw: bytes) -> bytes | None:
         if charset in (None, _UTF_8):
             return raw
         return _encoded(_NOT_ASCII.sub(_escaped, raw.decode()), charset, content_type)
-    value = msgspec.json.decode(raw)
+    value = _value(raw)
     if value is None:
         return None
     if not isinstance(value, str):
@@ -260,7 +267,7 @@ def _codec(charset: str) -> str | None:
 
 
 def _decode_base64(raw: bytes) -> bytes:
-    value = msgspec.json.decode(raw, strict=True)
+    value = _value(raw)
     if not isinstance(value, str):
         raise _invalid("data_base64", "must be a string", value)
     try:

@@ -16,6 +16,7 @@ from core.events import (
     binary_head,
     from_batch,
     from_http,
+    head_attributes,
     is_event,
     new_event,
     to_batch,
@@ -51,6 +52,7 @@ events = st.builds(
 @given(events)
 def test_binary_mode_gives_back_the_same_event(event):
     assert from_http(*to_binary(event)) == event
+    assert head_attributes(binary_head(event)) == event.attributes
 
 
 @given(events)
@@ -278,6 +280,80 @@ def test_json_in_another_charset_than_utf_8_is_another_format(charset):
     with pytest.raises(UnknownFormat, match="RFC 8259"):
         from_http([(b"content-type", f"application/cloudevents+json; charset={charset}".encode())], b"{}")
     assert from_http([(b"content-type", b"application/cloudevents+json;charset=UTF8")], structured()[1]).id == "1"
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+members = st.dictionaries(
+    st.sampled_from(["id", "data", "data_base64", "datacontenttype", "time", "subject", "dataschema", "ext", "Ext"]),
+    values
+    | st.sampled_from(["text/plain;charset=utf-16", "application/json;charset=utf-7", "YQ==", "2026-01-01T00:00:00Z"]),
+)
+bodies = st.binary(max_size=50) | members.map(lambda made: json.dumps({**BASE, **made}).encode())
+kinds = st.sampled_from(["application/cloudevents+json", "application/cloudevents+json;charset=utf-8"])
+
+
+@pytest.mark.parametrize(
+    ("moment", "is_time"),
+    [
+        ("2026-11-23T04:05:06Z", True),
+        ("2026-11-23t04:05:06.123456789z", True),
+        ("2026-11-23T04:05:06.1-07:30", True),
+        ("2016-12-31T23:59:60Z", True),
+        ("2026-11-23T04:05:06", False),
+        ("2026-11-23T04:05Z", False),
+        ("20261123T040506Z", False),
+        ("2026-11-23 04:05:06Z", False),
+        ("2026-W48-1T04:05:06Z", False),
+        ("2026-11-23T04:05:06+0000", False),
+        ("2026-11-31T04:05:06Z", False),
+        ("2026-11-23T24:00:00Z", False),
+        ("２026-11-23T04:05:06Z", False),  # noqa: RUF001 - a digit that is none of ASCII
+        ("2026-11-23T04:05:06Z\n", False),
+    ],
+)
+def test_a_time_is_written_as_rfc_3339_has_it(moment: str, is_time: bool):
+    if is_time:
+        assert CloudEvent.of({**BASE, "time": moment}).attributes["time"] == moment
+    else:
+        with pytest.raises(InvalidInput, match="time: must be an RFC 3339 time"):
+            CloudEvent.of({**BASE, "time": moment})
+
+
+@given(kinds, bodies)
+def test_whatever_is_sent_is_refused_or_is_an_event_that_every_mode_gives_back(kind, body):
+    try:
+        event = from_http([(b"content-type", kind.encode())], body)
+    except InvalidInput:
+        return
+    assert from_http(*to_binary(event)) == CloudEvent(attributes=event.attributes, data=event.data or None)
+    assert from_http(*to_structured(event)) == event
+    assert from_batch(BATCH, to_batch([event])[1]) == [event]
+
+
+@given(st.lists(st.tuples(st.sampled_from([b"ce-id", b"ce-time", b"ce-ext", b"content-type"]), st.binary(max_size=12))))
+def test_whatever_headers_say_is_refused_or_is_an_event_whose_head_reads_the_same(headers):
+    headers = [pair for pair in headers if b"\r" not in pair[1] and b"\n" not in pair[1]]
+    try:
+        event, head = with_binary_head([*BASE_HEADERS[1:], *headers, (b"ce-specversion", b"1.0")], b"x")
+    except InvalidInput:
+        return
+    lines = [line.split(b": ", 1) for line in head.split(b"\r\n")[:-1]]
+    assert from_http([(line[0], line[1]) for line in lines], b"x") == event
+    assert head_attributes(head) == event.attributes
+
+
+@pytest.mark.parametrize(
+    "value", ["1e999", '"\\ud800 "', "[" * 5000 + "]" * 5000], ids=["number", "surrogate", "depth"]
+)
+@pytest.mark.parametrize("member", ["ext", "data", "data_base64", "datacontenttype"])
+def test_json_that_cannot_be_read_is_refused_or_kept_as_it_is(member, value):
+    body = f'{json.dumps({**BASE, "datacontenttype": "text/plain"})[:-1]}, "{member}": {value}}}'.encode()
+    with pytest.raises(InvalidInput):
+        from_http([(b"content-type", b"application/cloudevents+json")], body)
 
 
 # --- batches
