@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from broker.flow.gathering import MAX_BATCH_BYTES, Gathering
 from broker.flow.order import Lanes, key_of
 from broker.flow.rate import Bucket, burst_of
 from broker.flow.settings import ANNOTATIONS, FLOW_GROUP, KAFKA_ORDER, ORDER_KEYS, PLAIN, Flow, flow_of, validate_flow
+from broker.log.port import Entry, Record
 from broker.memo import NOTHING, Planned, decode_memo, encode_memo
 
 
@@ -183,3 +185,51 @@ def test_what_cannot_be_read_counts_as_nothing(caplog: pytest.LogCaptureFixture)
     assert decode_memo(b"") == NOTHING
     assert decode_memo(b"\x00") == NOTHING
     assert "cannot be read" in caplog.text
+
+
+# ---- batches
+
+
+class Item:
+    """As much of a delivery as a gathering looks at."""
+
+    def __init__(self, number: int, size: int) -> None:
+        self.number = number
+        self.courier = None
+        entry = Entry("default/default", {}, b"", b"x" * size, 0.0, 255)
+        self.record = Record(number, entry)
+
+
+@given(
+    most=st.integers(2, 5),
+    sizes=st.lists(st.sampled_from([10, 300_000, 600_000, 2_000_000]), max_size=30),
+    waits=st.lists(st.floats(0, 3), min_size=30, max_size=30),
+)
+def test_batches_are_within_their_limits_in_order_and_none_waits_longer_than_asked(most: int, sizes, waits):
+    gathering = Gathering(most, 1.0)
+    now, sent = 100.0, []
+    arrived: dict[int, float] = {}
+
+    def pump() -> None:
+        while count := gathering.count(now):
+            batch = gathering.take(count)
+            numbers = [delivery.number for delivery in batch.deliveries]
+            assert 1 <= len(numbers) <= most
+            assert len(numbers) == 1 or sum(sizes[number] for number in numbers) <= MAX_BATCH_BYTES
+            sent.extend(numbers)
+
+    for number, (size, wait_s) in enumerate(zip(sizes, waits, strict=False)):
+        due = gathering.next_at()
+        if due is not None and due <= now + wait_s:
+            now = max(due, now)
+            pump()
+        now = max(now, 100.0 + sum(waits[: number + 1]))
+        pump()
+        arrived[number] = now
+        gathering.add(Item(number, size), now)  # type: ignore[arg-type]  # a fake
+        pump()
+        assert all(arrived[held.number] + 1.0 > now - 1e-9 for held in gathering.held())
+    while (due := gathering.next_at()) is not None:
+        now = due
+        pump()
+    assert sent == list(range(len(sizes)))
