@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableSequence, Sequence
 from typing import Final
 
 import msgspec
 
 from broker.ledger import UNDELIVERED, Attempt, standing
+from broker.listing import Away
 from broker.log.query import Delivery, Found, LogQuery
 from core.clock import rfc3339
-from core.errors import InvalidInput, NotFound
+from core.errors import InvalidInput, NotFound, Unavailable
 from core.events import CloudEvent, to_structured
 
 __all__ = ["REASONS", "Held", "Letter", "LetterDetail", "LetterList", "Letters", "Wanted", "missing"]
@@ -64,10 +65,12 @@ class LetterDetail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LetterList(msgspec.Struct, frozen=True):
-    """The answer of ``GET /penstock/v1/dead-letters``: ask on with ``after=<next>``, unless that is null."""
+    """The answer of ``GET /penstock/v1/dead-letters``: ask on with ``after=<next>``, unless that is null.
+    `away` are the logs that could not be read, and whose letters are missing."""
 
     letters: tuple[Letter, ...]
     next: str | None
+    away: tuple[Away, ...] = ()
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -116,8 +119,8 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Letters:
-    """The dead letters of a platform's logs, of which `readers` has one under each class of Broker. All methods block,
-    and raise Unavailable."""
+    """The dead letters of a platform's logs, of which `readers` has one under each class of Broker. All methods
+    block."""
 
     def __init__(self, readers: Mapping[str, LogQuery]) -> None:
         self._logs: list[tuple[str, LogQuery]] = []
@@ -129,36 +132,59 @@ class Letters:
         """The first `limit` letters after a cursor: log by log, oldest first. Raises InvalidInput where it is none."""
         name, start = self._cursor(after)
         letters: list[Letter] = []
+        away: list[Away] = []
         for number, (log, reader) in enumerate(self._logs):
             if number < name:
                 continue
-            seq, scanned = start if number == name else 0, 0
-            while found := self._some(reader, wanted, seq):
-                for seq, helds in found:
-                    letters += [letter_of(held) for held in helds if wanted.has(held)]
-                    scanned += 1
-                    if len(letters) >= limit or scanned >= MAX_SCANNED:
-                        return LetterList(tuple(letters), f"{log}:{seq}")
-        return LetterList(tuple(letters), None)
+            seq = start if number == name else 0
+            try:
+                reached = self._read(reader, wanted, seq, limit, letters)
+            except Unavailable as error:
+                away.append(Away(log, str(error)))
+            else:
+                if reached is not None:
+                    return LetterList(tuple(letters), f"{log}:{reached}", tuple(away))
+        return LetterList(tuple(letters), None, tuple(away))
+
+    def _read(
+        self, reader: LogQuery, wanted: Wanted, after: int, limit: int, letters: MutableSequence[Letter]
+    ) -> int | None:
+        """Add one log's letters after a position; how far that came, None for to the end. Raises Unavailable."""
+        seq, scanned = after, 0
+        while found := self._some(reader, wanted, seq):
+            for seq, helds in found:
+                letters += [letter_of(held) for held in helds if wanted.has(held)]
+                scanned += 1
+                if len(letters) >= limit or scanned >= MAX_SCANNED:
+                    return seq
+        return None
 
     def find(self, trigger: str, position: int) -> Held:
-        """The letter of this Trigger (``namespace/name``) and position. Raises NotFound."""
+        """The letter of this Trigger (``namespace/name``) and position. Raises NotFound, and Unavailable where a log
+        that may have it cannot be read."""
         found = self.find_all([(trigger, position)])[0]
         if found is None:
             raise missing(trigger, position)
         return found
 
     def find_all(self, names: Sequence[tuple[str, int]]) -> Sequence[Held | None]:
-        """The letters of these Triggers and positions; None for each that there is not."""
+        """The letters of these Triggers and positions; None for each that there is not. Raises Unavailable where one is
+        not found and a log cannot be read."""
         wanted = set(names)
         positions = sorted({position for _, position in names})
         held: dict[tuple[str, int], Held] = {}
+        away: Unavailable | None = None
         for _, reader in self._logs:
-            for found, deliveries in read(reader, positions):
-                for each in helds_of(found, deliveries):
-                    name = (each.trigger, found.seq)
-                    if name in wanted and each.last.outcome in REASONS:
-                        held.setdefault(name, each)
+            try:
+                for found, deliveries in read(reader, positions):
+                    for each in helds_of(found, deliveries):
+                        name = (each.trigger, found.seq)
+                        if name in wanted and each.last.outcome in REASONS:
+                            held.setdefault(name, each)
+            except Unavailable as error:
+                away = error
+        if away is not None and len(held) < len(wanted):
+            raise away
         return [held.get(name) for name in names]
 
     def _some(self, reader: LogQuery, wanted: Wanted, after: int) -> Sequence[tuple[int, Sequence[Held]]]:

@@ -18,6 +18,7 @@ import msgspec
 
 from penstock.cli.api import Refused
 from penstock.cli.context import PATIENCE_S, Session, namespace_option, output_option, platform_options
+from penstock.cli.events import warn_of_away
 from penstock.cli.failure import FAILED, NOT_FOUND, Failure
 from penstock.cli.output import age, print_json, print_table
 from penstock.cli.pace import RETRY_S, Pace, Patient, moment
@@ -81,6 +82,7 @@ def _letters(session: Patient, query: Sequence[tuple[str, str]], limit: int | No
     while True:
         size = PAGE if left is None else min(PAGE, left)
         page = session.request("GET", PATH, query=[*query, *after, ("limit", str(size))])
+        warn_of_away(page["away"])
         yield from page["letters"]
         left = None if left is None else left - len(page["letters"])
         if page["next"] is None or left == 0:

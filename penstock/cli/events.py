@@ -19,7 +19,7 @@ from penstock.cli.output import print_json
 from penstock.cli.settling import INTERVAL_S, Settling
 from penstock.cli.story import event_line, explanation_lines
 
-__all__ = ["events", "explain"]
+__all__ = ["events", "explain", "warn_of_away"]
 
 PATH: Final = "/penstock/v1/events"
 NOT_FOUND_STATUS: Final = 404
@@ -100,12 +100,12 @@ class _Printer:
             self._away = names
             if self._output == "json":
                 click.echo(msgspec.json.encode({"away": away}))
-            _warn(away)
+            warn_of_away(away)
         for event in found:
             click.echo(msgspec.json.encode(event) if self._output == "json" else event_line(event))
 
 
-def _warn(away: Sequence[Mapping[str, str]]) -> None:
+def warn_of_away(away: Sequence[Mapping[str, str]]) -> None:
     """Say what an answer is without."""
     for each in away:
         click.secho("warning: ", fg="yellow", bold=True, nl=False, err=True)
@@ -133,7 +133,7 @@ def explain(event_id: str, output: str, server: str | None, data: Path) -> None:
         hint = "List the newest with: penstock events"
         raise Failure(refusal.message, hint=hint, code=NOT_FOUND) from refusal
     away = told.get("away") or []
-    _warn(away)
+    warn_of_away(away)
     if output == "json":
         print_json([{**each, "away": away} for each in told["events"]] if away else told["events"])
         return

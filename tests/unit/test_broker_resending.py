@@ -17,10 +17,12 @@ from broker.log.sqlite import SqliteLog
 from broker.messaging import IN_MEMORY_CHANNEL, SUBSCRIPTION
 from broker.resending.app import create_router
 from broker.resending.forward import Forward
+from broker.resending.letters import Letters, Wanted
 from broker.resending.replaying import REPLAY_ATTRIBUTE, window
 from broker.resources import DEFAULT_CLASS
 from broker.table import TableBuilder
 from core.clock import SystemClock
+from core.errors import Unavailable
 from core.net.names import Names
 from core.net.pages import HEALTH, Pages
 from core.net.types import Address, ConnectFailed, Headers, Response
@@ -328,6 +330,29 @@ async def test_while_the_broker_is_away_nothing_is_lost_and_that_is_said(world: 
     status, answer = await world.call("POST", "/dead-letters/default/orders/1/redrive", body={"replay": "r"})
     assert (status, "does not answer" in answer["message"]) == (503, True)
     assert await world.letters() == ["default/orders/1"]
+
+
+class Gone:
+    """A reader whose log is away."""
+
+    def undelivered(self, *_: object, **__: object) -> tuple[int, ...]:
+        raise Unavailable("The event log cannot be read now: refused.")
+
+    deliveries = undelivered
+
+
+async def test_a_log_that_is_away_is_said_and_the_letters_of_the_others_are_listed(world: World):
+    (record,) = await append(world.log, entry("a"))
+    await world.fail(record)
+    letters = Letters({"Redis": Gone(), DEFAULT_CLASS: world.reader})  # type: ignore[dict-item]  # all that is asked
+    told = letters.list(Wanted(), 10)
+    assert ([letter.id for letter in told.letters], [each.log for each in told.away]) == (
+        ["default/orders/1"],
+        ["Redis"],
+    )
+    assert letters.find("default/orders", 1).found.seq == 1
+    with pytest.raises(Unavailable, match="cannot be read now"):
+        letters.find("default/orders", 2)
 
 
 # ---- replays
