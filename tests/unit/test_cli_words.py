@@ -22,7 +22,7 @@ def named(*words):
         (["ksvc", "a", "b"], [("services", "a"), ("services", "b")]),
         (["brokers,triggers"], [("brokers", None), ("triggers", None)]),
         (["ksvc/a", "trigger/b"], [("services", "a"), ("triggers", "b")]),
-        (["eventing"], [("brokers", None), ("triggers", None)]),
+        (["eventing"], [("brokers", None), ("triggers", None), ("eventtypes", None)]),
     ],
 )
 def test_words_name_kinds_and_resources(words, found):

@@ -22,7 +22,7 @@ from core.net.types import Address
 from core.resources import Key, ObjectMeta, Resource, owner_reference
 from core.resources.builtin import ENDPOINT_SLICE, POD
 from core.telemetry import Metrics
-from penstock.cli.cluster import cluster
+from penstock.cli.main import main
 from penstock.cluster.eventlog import make_log
 from penstock.cluster.health import Health
 from penstock.cluster.leading import LEADER_LABEL, LeaderLabel
@@ -306,7 +306,7 @@ def test_a_roles_settings_are_what_the_command_line_and_its_variables_say(monkey
         "PENSTOCK_LOG_UNDELIVERED_AGE": "120",
         "PENSTOCK_LOG_FULL_BYTES": "2000",
     }
-    done = CliRunner().invoke(cluster, words, env=variables)
+    done = CliRunner().invoke(main, ["cluster", *words], env=variables)
     assert done.exit_code == 0, done.output
     (settings,) = told
     assert (settings.role, settings.pod, settings.port, settings.notice_s) == ("ingress", "ingress-7", 1234, 1.0)
@@ -320,7 +320,7 @@ def test_a_roles_settings_are_what_the_command_line_and_its_variables_say(monkey
 
 def test_a_log_that_would_be_full_before_anything_goes_is_refused():
     words = ["dispatcher", "--log-max-bytes=2000", "--log-full-bytes=1000"]
-    done = CliRunner().invoke(cluster, words, env={})
+    done = CliRunner().invoke(main, ["cluster", *words], env={})
     assert done.exit_code == 2
     assert "1000 is less than --log-max-bytes, 2000" in " ".join(done.output.replace("│", " ").split())
 
