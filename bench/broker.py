@@ -33,7 +33,8 @@ from penstock.testing import Platform
 
 __all__ = ["BrokerFigures", "run"]
 
-TARGET: Final = {"ratio_to_nginx": 10.0}
+#: Of 4 as the aim, what must hold; and the p99 from publishing to delivery.
+TARGET: Final = {"ratio_to_nginx": 6.0, "p99_ms": 10.0}
 #: The event's data.
 DATA_BYTES: Final = 1_000
 _BROKER: Final = "bench"

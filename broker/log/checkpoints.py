@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 PAGES: Final = 1024
 #: Pages that a commit writes beside its events' data: the last page of each table and index, and the positions.
 PAGES_PER_COMMIT: Final = 6
+#: Pages that removing an event writes: its entry in the index by id lies anywhere.
+PAGES_PER_REMOVED: Final = 2
 _PAGE_BYTES: Final = 4096
 
 
@@ -51,7 +53,14 @@ class Checkpoints:
 
     def committed(self, data_bytes: int) -> None:
         """A commit with so many bytes of events' data ended."""
-        self._pages += PAGES_PER_COMMIT + data_bytes // _PAGE_BYTES
+        self._wrote(PAGES_PER_COMMIT + data_bytes // _PAGE_BYTES)
+
+    def swept(self, events: int) -> None:
+        """So many events were removed."""
+        self._wrote(PAGES_PER_COMMIT + events * PAGES_PER_REMOVED)
+
+    def _wrote(self, pages: int) -> None:
+        self._pages += pages
         if self._pages >= PAGES and not self._running:
             self._pages = 0
             self._running = True

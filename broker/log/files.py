@@ -67,14 +67,13 @@ class Files:
             # Events are their senders' business: made before SQLite would, which gives its other files the same mode.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
             _sync_folders(path)
-        log = path.with_name(path.name + "-wal")
-        log_bytes = log.stat().st_size if log.exists() else 0
         self.writer = _connect(path)
         self.reader = _connect(path)
         self.checkpointer = _connect(path)
         try:
             self._prepare(path, full_bytes)
-            self.found = self._load(log_bytes)
+            log = path.with_name(path.name + "-wal")
+            self.found = self._load(log.stat().st_size if log.exists() else 0)
         except (LookupError, TypeError, ValueError, OverflowError) as error:
             self.close()
             raise damaged(path, f"what it says of its Brokers and subscriptions cannot be ({error!r})") from error

@@ -235,6 +235,7 @@ class SqliteLog:
         removed = 0
         while count := await self._sweep_once(now):
             removed += count
+            self._checkpoints.swept(count)
         return removed
 
     async def flush(self) -> None:

@@ -71,12 +71,14 @@ async def test_a_short_log_is_left_alone(database: Database):
     assert database.between.empty()
 
 
-@pytest.mark.parametrize("how", ["many commits", "much data", "what a killed process left"])
+@pytest.mark.parametrize("how", ["many commits", "much data", "many removed", "what a killed process left"])
 async def test_a_long_log_is_brought_in_beside_the_commits_and_the_rest_between_two(database: Database, how: str):
     made = database.checkpoints(PAGES * 4096 if how == "what a killed process left" else 0)
     database.write()
     for _ in range(COMMITS if how == "many commits" else 1):
         made.committed(PAGES * 4096 if how == "much data" else 0)
+    if how == "many removed":
+        made.swept(PAGES)
     rest = await database.between.get()
     assert database.rows_without_log() == 1
     database.write()
