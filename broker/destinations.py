@@ -13,6 +13,7 @@ from core.events import CloudEvent, binary_head, to_batch, to_structured
 from core.net.names import Names, Target
 from core.net.served import ASKS
 from core.net.types import Headers
+from core.net.wire import encoded
 
 __all__ = ["Destination", "Destinations"]
 
@@ -53,7 +54,7 @@ class Destinations:
             logger.error("a Trigger's destination is not usable; its events wait", extra={"facts": facts})
             return None
         headers = [(b"host", target.host)]
-        return Destination(target, [*headers, ASKS] if target.function else headers)
+        return Destination(target, encoded([*headers, ASKS] if target.function else headers))
 
     def plain(self, head: bytes) -> bytes:
         """The header lines of a stored event in binary mode, whose encoded `head` is."""

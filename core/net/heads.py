@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 import httptools
 
 from core.limits import MAX_HEAD_BYTES, MAX_HEADERS
 from core.net.framing import Refused
-from core.net.types import RequestHead
+from core.net.types import Headers, RequestHead
 from core.net.wire import FRAMING_NAMES, ReadHeaders
 
-__all__ = ["MAX_START_LINE_BYTES", "RequestHeads", "ResponseHeads", "check_partial"]
+__all__ = ["MAX_KNOWN_HEAD_BYTES", "MAX_START_LINE_BYTES", "ReadHead", "RequestHeads", "ResponseHeads", "check_partial"]
 
 #: The first line of a head: browsers and proxies stop near 8 KiB.
 MAX_START_LINE_BYTES: Final = 16 * 1024
@@ -24,6 +24,10 @@ MAX_START_LINE_BYTES: Final = 16 * 1024
 #: Spellings of names, hosts and status lines that are remembered; beyond it (somebody invents them) each is looked at
 #: every time.
 _MAX_REMEMBERED: Final = 1024
+
+#: Heads of answers that a client remembers, and how long one may be: what the servers of a machine say in a second.
+MAX_KNOWN_HEADS: Final = 64
+MAX_KNOWN_HEAD_BYTES: Final = 2048
 
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _VERSION: Final = re.compile(rb"HTTP/[0-9](?:\.[0-9])?")
@@ -198,17 +202,44 @@ class RequestHeads(_Heads):
         return RequestHead(method, target, host, headers, length, peer, old)
 
 
-class ResponseHeads(_Heads):
-    """Reads heads of answers. After `read`: `headers`, `keep_alive`, and `length` as `read` tells."""
+class ReadHead(NamedTuple):
+    """The head of an answer: its bytes and what they say. `length` is the stated length, None for chunked, and -1 where
+    the body ends with the connection."""
 
-    __slots__ = ("headers", "keep_alive", "length")
+    raw: bytes
+    status: int
+    headers: Headers
+    length: int | None
+    keep_alive: bool
+
+
+class ResponseHeads(_Heads):
+    """Reads heads of answers. After `read`: `headers`, `keep_alive`, and `length` as in `ReadHead`."""
+
+    __slots__ = ("_known", "headers", "keep_alive", "length")
 
     _kind = httptools.HttpResponseParser
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[bytes, ReadHead] = {}
+
+    def of(self, raw: bytes) -> ReadHead:
+        """What one whole head says, from memory where the same bytes came before: servers of one kind answer one kind
+        of request with the same head for a second, until its Date changes. Raises Refused."""
+        found = self._known.get(raw)
+        if found is None:
+            status = self.read(raw)
+            found = ReadHead(raw, status, self.headers, self.length, self.keep_alive)
+            if status >= 200 and len(raw) <= MAX_KNOWN_HEAD_BYTES:
+                if len(self._known) >= MAX_KNOWN_HEADS:
+                    self._known.clear()
+                self._known[raw] = found
+        return found
 
     def read(self, head: bytes) -> int:
         """Read one whole head (with its empty line) and return the status.
 
-        `length` is then the stated length, None for chunked, and -1 where the body ends with the connection.
         Raises Refused.
         """
         end = head.find(b"\r\n")

@@ -16,7 +16,7 @@ from typing import Protocol, cast
 
 from core.limits import MAX_HEAD_BYTES
 from core.net.framing import HEAD_END, ChunkedBody, Refused
-from core.net.heads import ResponseHeads
+from core.net.heads import MAX_KNOWN_HEAD_BYTES, ReadHead, ResponseHeads
 from core.net.liveness import SMALL_REQUEST_BYTES, expect_acknowledgements, probe
 from core.net.types import Address, ConnectionLost, Headers, NetError, ResponseInvalid, ResponseListener
 from core.net.wire import BODILESS, LAST_CHUNK, chunk
@@ -31,12 +31,6 @@ _LOW_WATER = 64 * 1024
 
 #: 1xx answers to one request; we ask for one at most, and servers send one or two.
 MAX_INTERIM_ANSWERS = 8
-
-#: A longer head is not remembered.
-MAX_KNOWN_HEAD_BYTES = 2048
-
-#: Bytes, status, headers, stated length (see ResponseHeads), keep-alive.
-_Head = tuple[bytes, int, Headers, int | None, bool]
 
 
 class _Phase(enum.IntEnum):
@@ -249,7 +243,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._chunks = ChunkedBody()
         self._keep_alive = True
         # The last head and what it was read as: a peer's next answer often begins with the same bytes.
-        self._known: _Head | None = None
+        self._known: ReadHead | None = None
         self._reading = True
         #: The kernel expects acknowledgements; see core.net.liveness.
         self._bounded = False
@@ -385,8 +379,8 @@ class UpstreamConnection(asyncio.Protocol):
                 raise Refused(502, f"its head is larger than {MAX_HEAD_BYTES} bytes.")
             return at
         raw = data if at == 0 and end == len(data) else data[at:end]
-        heads = self._heads
-        status = heads.read(raw)
+        known = self._heads.of(raw)
+        status = known.status
         if status < 200:
             self._interim += 1
             if status == 101 or self._interim > MAX_INTERIM_ANSWERS:
@@ -394,13 +388,12 @@ class UpstreamConnection(asyncio.Protocol):
             if status == 100 and (proceed := getattr(request.listener, "proceed", None)) is not None:
                 proceed()
             return end
-        known = (raw, status, heads.headers, heads.length, heads.keep_alive)
         if len(raw) <= MAX_KNOWN_HEAD_BYTES:
             self._known = known
         self._begin(request, known, data, end)
         return self._at
 
-    def _begin(self, request: Upstream, head: _Head, data: bytes, at: int) -> None:
+    def _begin(self, request: Upstream, head: ReadHead, data: bytes, at: int) -> None:
         """The answer's head is read up to `at`: hand it over, with the body where all of it is there. Sets `_at`."""
         _, status, headers, stated, self._keep_alive = head
         length = 0 if request.head_only or status in BODILESS else stated

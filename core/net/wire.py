@@ -19,6 +19,7 @@ __all__ = [
     "ReadHeaders",
     "chunk",
     "closing_text",
+    "encoded",
     "header_lines",
     "check_target",
     "status_line",
@@ -140,6 +141,14 @@ def with_first(first: Headers, headers: Headers) -> Headers:
     made.extend(first)
     made.extend(headers)
     made.lines_are(header_lines(first) + headers.lines())
+    return made
+
+
+def encoded(headers: Headers) -> Headers:
+    """The same headers, which are not encoded anew each time that they are sent. Raises as `header_lines`."""
+    made = ReadHeaders(b"", 0)
+    made.extend(headers)
+    made.lines_are(header_lines(headers))
     return made
 
 

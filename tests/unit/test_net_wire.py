@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.net.framing import ChunkedBody, Refused
-from core.net.heads import RequestHeads, ResponseHeads
+from core.net.heads import MAX_KNOWN_HEAD_BYTES, MAX_KNOWN_HEADS, RequestHeads, ResponseHeads
 from core.net.types import Headers
 from core.net.wire import LAST_CHUNK, check_target, chunk, closing_text, header_lines, status_line
 
@@ -260,3 +260,30 @@ def test_an_answers_framing_is_read(raw: bytes, status: int, length: int | None,
     for _ in range(2):  # one reader reads many heads, whatever the last one was
         assert heads.read(raw) == status
         assert (heads.length, heads.keep_alive) == (length, keep_alive)
+
+
+def test_an_answers_head_is_read_once_and_known_by_its_bytes():
+    heads = ResponseHeads()
+    first = b"HTTP/1.1 202 Accepted\r\nDate: Wed, 25 Nov 2026 10:00:00 GMT\r\nContent-Length: 0\r\n\r\n"
+    known = heads.of(first)
+    assert (known.status, known.length, known.keep_alive) == (202, 0, True)
+    later = heads.of(first.replace(b"10:00:00", b"10:00:01"))
+    assert dict(later.headers)[b"date"].endswith(b"10:00:01 GMT")
+    assert heads.of(bytes(bytearray(first))) is known
+    closing = heads.of(first.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    assert not closing.keep_alive
+
+
+def test_the_heads_that_are_known_are_bounded():
+    heads = ResponseHeads()
+    for number in range(MAX_KNOWN_HEADS + 1):
+        heads.of(b"HTTP/1.1 200 OK\r\nx-number: %d\r\n\r\n" % number)
+    heads.of(b"HTTP/1.1 200 OK\r\nx-long: %b\r\n\r\n" % (b"x" * MAX_KNOWN_HEAD_BYTES))
+    assert len(heads._known) == 1
+
+
+def test_a_head_that_is_refused_is_refused_each_time():
+    heads = ResponseHeads()
+    for _ in range(2):
+        with pytest.raises(Refused):
+            heads.of(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n")
