@@ -6,15 +6,19 @@ window is read back from it (`LookBack`). CloudEvents call an event a duplicate 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from hashlib import blake2b
-from typing import Final
+from typing import Final, TypeVar
 
 from broker.log.port import EventLog, Page, Record, Subscription
 from broker.table import TriggerSpec
-from core.errors import PenstockError
+from core.errors import PenstockError, Unavailable
 
 __all__ = ["MAX_REMEMBERED", "LookBack", "Repeats"]
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 #: Of one Trigger, some 15 MB; the oldest go before their time where more arrive within the window.
 MAX_REMEMBERED: Final = 100_000
@@ -87,7 +91,17 @@ class LookBack:
         if self._since >= self._through:
             done(None)
             return
-        self._log.read(self._trigger.broker, self._through, 1, self._next_found)
+        self._log.read(self._trigger.broker, self._through, 1, self._safely(self._next_found))
+
+    def _safely(self, then: Callable[[T], None]) -> Callable[[T], None]:
+        def call(result: T) -> None:
+            try:
+                then(result)
+            except Exception:  # boundary: whoever waits is told, and looks again
+                logger.exception("a Trigger's earlier events could not be looked at by a fault")
+                self._done(Unavailable("The earlier events could not be looked at."))
+
+        return call
 
     def _next_found(self, page: Page | PenstockError) -> None:
         """When the first event arrived that is yet to be judged: the window ends there."""
@@ -95,7 +109,7 @@ class LookBack:
             self._done(page)
             return
         first_at = page.records[0].entry.at if page.records else self._now
-        self._log.seek(self._trigger.broker, first_at - self._repeats.window_s, self._start_found)
+        self._log.seek(self._trigger.broker, first_at - self._repeats.window_s, self._safely(self._start_found))
 
     def _start_found(self, start: int | PenstockError) -> None:
         if isinstance(start, PenstockError):
@@ -107,7 +121,7 @@ class LookBack:
         if after >= self._through:
             self._done(None)
         else:
-            self._log.read(self._trigger.broker, after, LOOK_BACK_EVENTS, self._read)
+            self._log.read(self._trigger.broker, after, LOOK_BACK_EVENTS, self._safely(self._read))
 
     def _read(self, page: Page | PenstockError) -> None:
         if isinstance(page, PenstockError):

@@ -237,6 +237,36 @@ async def test_a_triggers_own_settings_come_first_then_its_brokers():
 # ---- giving up
 
 
+@pytest.mark.parametrize(
+    ("statuses", "requests"),
+    [
+        pytest.param((200, 201, 202, 203, 204, 299), 1, id="2xx"),
+        pytest.param((300, 301, 302, 304, 307, 308), -1, id="3xx"),
+        pytest.param((400, 401, 403, 402, 405, 410, 413, 415, 418, 422, 451), -1, id="4xx"),
+        pytest.param((404, 408, 409, 429), -3, id="4xx that are tried again"),
+        pytest.param((500, 501, 502, 503, 504, 511, 599), -3, id="5xx"),
+    ],
+)
+def test_each_answer_of_the_contract_ends_as_its_table_says(statuses: tuple[int, ...], requests: int):
+    """How many requests the subscriber gets; negative where the event goes to the dead-letter sink after them."""
+
+    async def main() -> None:
+        sink = {"deadLetterSink": {"uri": f"http://{SINK}/"}, "retry": 2, "backoffDelay": "PT1S"}
+        plane = Plane(trigger("t", delivery=sink, dead_letter_uri=f"http://{SINK}/"))
+        plane.subscribers.scripts[HERE] = lambda request, n: Answer(int(request.event.id))
+        await asyncio.sleep(1)
+        await plane.send(*map(str, statuses))
+        await asyncio.sleep(60)
+        got = plane.subscribers.ids(HERE)
+        assert {event_id: got.count(event_id) for event_id in got} == dict.fromkeys(map(str, statuses), abs(requests))
+        letters = {letter.event.id: letter.event.attributes for letter in plane.subscribers.at(SINK)}
+        assert set(letters) == (set(map(str, statuses)) if requests < 0 else set())
+        assert all(attributes["knativeerrorcode"] == event_id for event_id, attributes in letters.items())
+        assert plane.open() == []
+
+    run_virtual(main())
+
+
 @plane_test
 async def test_what_cannot_be_delivered_goes_to_the_dead_letter_sink_with_the_reason():
     sink = {"deadLetterSink": {"uri": f"http://{SINK}/"}, "retry": 1, "backoffDelay": "PT1S"}

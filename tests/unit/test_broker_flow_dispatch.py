@@ -15,7 +15,9 @@ from broker.dispatch import MAX_OUTSTANDING
 from broker.flow.rate import burst_of
 from broker.flow.settings import FLOW_GROUP, PARALLELISM
 from broker.log.direction import Direction
+from broker.log.memory import MemoryLog
 from broker.log.port import Entry
+from core.errors import Unavailable
 from core.events import CloudEvent, binary_head, from_batch, from_http
 from core.resources import Resource
 from tests.support.broker import Answer, Request, binary, trigger
@@ -657,6 +659,31 @@ async def test_an_event_that_a_fault_kept_from_being_taken_is_found_again_soon()
     assert sorted(plane.subscribers.ids(HERE)) == ["1", "2", "3"]
     assert plane.subscribers.ids("other.test") == ["1", "2", "3"]
     assert plane.open() == []
+
+
+@plane_test
+async def test_a_look_back_that_fails_is_made_again():
+    class Failing(MemoryLog):
+        fails = 1
+
+        def seek(self, broker, at, then):
+            if self.fails and at < 1_700_000_000:
+                self.fails -= 1
+                asyncio.get_running_loop().call_soon(then, Unavailable("the disk is away"))
+            else:
+                super().seek(broker, at, then)
+
+    log = Failing()
+    plane = Plane(flowing(flow=ONCE), log=log)
+    await asyncio.sleep(1)
+    await plane.send("1")
+    await asyncio.sleep(5)
+    plane.fanout._dispatchers["uid-t"].stop()
+    second = Plane(flowing(flow=ONCE), log=log)
+    await second.send("1", "2")
+    await asyncio.sleep(5)
+    assert not log.fails
+    assert second.subscribers.ids(HERE) == ["2"]
 
 
 @plane_test

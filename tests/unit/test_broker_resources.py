@@ -119,6 +119,13 @@ def test_a_trigger_that_breaks_a_rule_is_refused_with_the_field(spec, broken):
     assert rules(trigger(**spec)) == [broken]
 
 
+def test_an_annotation_that_cannot_be_read_is_refused_with_its_name():
+    assert rules(trigger({"delivery.penstock.dev/rate": "10/s", "example.com/rate": "any"})) == []
+    assert rules(trigger({"delivery.penstock.dev/rate": "fast"})) == [
+        "metadata.annotations[delivery.penstock.dev/rate]"
+    ]
+
+
 def test_an_expression_is_refused_with_the_place_and_what_should_stand_there():
     (error,) = TRIGGER_KIND.validate(trigger(filters=[{"not": {"cesql": "type LIKE 5"}}]), None)
     assert error.path == "spec.filters[0].not.cesql"
