@@ -360,6 +360,7 @@ class Courier:
         delivery.reply = reply
         delivery.spent = delivery.attempt - 1
         delivery.attempt = 0
+        delivery.resent = False
         self.under_way.discard(delivery)
         self._window.with_reply(delivery)
 
@@ -399,6 +400,7 @@ class Courier:
                 delivery.spent = delivery.attempt - 1
             delivery.letter = dead_letter(delivery.record.entry.event(), uri, status, data)
             delivery.attempt = 0
+            delivery.resent = False
             self.under_way.discard(delivery)
             self._window.as_letter(delivery)
         else:

@@ -117,6 +117,14 @@ def test_a_further_log_that_is_away_keeps_only_its_own_brokers_waiting(tmp_path:
         platform.penstock("send", "--broker", "plain", "--type", "hello")
         refused = platform.penstock("send", "--broker", "classed", "--type", "hello", check=False)
         assert "class, Redis, cannot be had now" in refused.stderr
+        listed = platform.penstock("events", "-o", "json")
+        gap, event = map(json.loads, listed.stdout.splitlines())
+        assert ([each["log"] for each in gap["away"]], event["broker"]) == (["Redis"], "default/plain")
+        assert "The log Redis is away, and its events are missing here." in listed.stderr
+        explained = platform.penstock("explain", event["id"])
+        assert "warning: The log Redis is away" in explained.stderr
+        nobody = platform.penstock("explain", "nobody", check=False)
+        assert "No log that can be read has an event with the id 'nobody'. The log Redis:" in nobody.stderr
         server.start()
         try:
 
