@@ -23,11 +23,12 @@ from core.events import (
     UnknownFormat,
     batch_type,
     binary_head,
+    check_head,
     from_batch,
     in_batch,
     with_binary_head,
 )
-from core.limits import MAX_ATTRIBUTES, MAX_ATTRIBUTES_BYTES, MAX_BATCH_BYTES, MAX_EVENT_BYTES
+from core.limits import MAX_BATCH_BYTES, MAX_EVENT_BYTES
 from core.net.body import IGNORE, collect
 from core.net.pages import HEALTH, METRICS
 from core.net.types import BodySink, Exchange, Handler, Headers, RequestHead
@@ -151,11 +152,7 @@ class Ingress:
         if TTL_ATTRIBUTE in event.attributes:
             event, ttl = _take_ttl(event)
             encoded = binary_head(event)
-        if len(encoded) > MAX_ATTRIBUTES_BYTES or len(event.attributes) > MAX_ATTRIBUTES:
-            raise TooLarge(
-                f"The event's {len(event.attributes)} attributes have {len(encoded)} bytes as headers, and at most "
-                f"{MAX_ATTRIBUTES} with {MAX_ATTRIBUTES_BYTES} bytes are taken: put what is large into its data."
-            )
+        check_head(event, encoded)
         return Entry(door.broker, event.attributes, encoded, event.data or b"", self._clock.now(), ttl)
 
     def _publish_batch(self, door: _Door, content_type: bytes, body: bytes, exchange: Exchange) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from broker.log.port import Entry, Record
-from core.events import CloudEvent, binary_head, from_http
+from core.events import CloudEvent, binary_head, check_head, from_http
 from core.net.types import Response
 
 __all__ = ["TTL_ATTRIBUTE", "is_spent", "reply_entry", "reply_to_send"]
@@ -26,8 +26,10 @@ def reply_entry(asked: Record, answer: Response, broker: str, via: str, now: flo
     event = from_http(answer.headers, answer.body)
     attributes = {name: value for name, value in event.attributes.items() if name != TTL_ATTRIBUTE}
     event = CloudEvent(attributes=attributes, data=event.data)
+    head = binary_head(event)
+    check_head(event, head)
     ttl = asked.entry.ttl - 1
-    return Entry(broker, attributes, binary_head(event), event.data or b"", now, ttl, asked.seq, via)
+    return Entry(broker, attributes, head, event.data or b"", now, ttl, asked.seq, via)
 
 
 def reply_to_send(asked: Record, answer: Response) -> CloudEvent:
@@ -35,4 +37,5 @@ def reply_to_send(asked: Record, answer: Response) -> CloudEvent:
     channels count down and take off, so that a circle of them ends. Raises InvalidInput where it is not a valid event.
     """
     event = from_http(answer.headers, answer.body)
+    check_head(event, binary_head(event))
     return event.with_attributes(**{TTL_ATTRIBUTE: str(asked.entry.ttl)})

@@ -3,6 +3,7 @@
 from core.events.http import (
     batch_type,
     binary_head,
+    check_head,
     from_http,
     head_attributes,
     is_event,
@@ -30,6 +31,7 @@ __all__ = [
     "UnknownFormat",
     "batch_type",
     "binary_head",
+    "check_head",
     "dead_letter",
     "from_batch",
     "from_http",

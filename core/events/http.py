@@ -12,10 +12,20 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from core.errors import FieldError, InvalidInput
-from core.events.jsonformat import STRUCTURED_TYPE, UnknownFormat, read_structured
+from core.events.jsonformat import STRUCTURED_TYPE, TooLarge, UnknownFormat, read_structured
 from core.events.value import CloudEvent, check_attributes
+from core.limits import MAX_ATTRIBUTES, MAX_ATTRIBUTES_BYTES
 
-__all__ = ["batch_type", "binary_head", "from_http", "head_attributes", "is_event", "to_binary", "with_binary_head"]
+__all__ = [
+    "batch_type",
+    "binary_head",
+    "check_head",
+    "from_http",
+    "head_attributes",
+    "is_event",
+    "to_binary",
+    "with_binary_head",
+]
 
 _STRUCTURED_PREFIX: Final = b"application/cloudevents"
 _BATCH_PREFIX: Final = b"application/cloudevents-batch"
@@ -94,6 +104,16 @@ def with_binary_head(headers: Sequence[tuple[bytes, bytes]], body: bytes) -> tup
     check_attributes(attributes)
     event = CloudEvent(attributes=attributes, data=body or None)
     return event, b"".join(lines) if plain else binary_head(event)
+
+
+def check_head(event: CloudEvent, head: bytes) -> None:
+    """Raise TooLarge where the event's `binary_head` is more than a delivery has room for: as headers, whichever mode
+    the attributes came in."""
+    if len(head) > MAX_ATTRIBUTES_BYTES or len(event.attributes) > MAX_ATTRIBUTES:
+        raise TooLarge(
+            f"The event's {len(event.attributes)} attributes have {len(head)} bytes as headers, and at most "
+            f"{MAX_ATTRIBUTES} with {MAX_ATTRIBUTES_BYTES} bytes are taken: put what is large into its data."
+        )
 
 
 def head_attributes(head: bytes) -> dict[str, str]:

@@ -19,8 +19,9 @@ from broker.services import Services
 from broker.table import TableBuilder
 from core.errors import PenstockError, Unavailable
 from core.events import CloudEvent, binary_head, from_http
+from core.limits import MAX_ATTRIBUTES_BYTES
 from core.net.names import Names
-from core.net.types import ConnectFailed, ConnectionLost
+from core.net.types import ConnectFailed, ConnectionLost, Headers
 from core.resources import Resource
 from tests.support.broker import Answer, Subscribers, binary, broker, trigger
 from tests.support.virtual_time import VirtualClock, run_virtual
@@ -390,15 +391,26 @@ def test_only_an_event_in_a_200_is_a_reply_and_any_2xx_is_delivered(answer: Answ
     run_virtual(main())
 
 
-@plane_test
-async def test_a_malformed_reply_fails_the_delivery_and_is_retried():
-    plane = Plane(trigger("t", delivery=QUICK))
-    plane.script(HERE, Answer(200, [(b"ce-specversion", b"1.0"), (b"ce-id", b"r")], b"{}"), Answer(202))
-    await asyncio.sleep(1)
-    await plane.send("e1")
-    await asyncio.sleep(10)
-    assert plane.outcomes() == [(1, 200, "retrying"), (2, 202, "delivered")]
-    assert "not a valid event" in (plane.log.attempts[0].reason or "")
+@pytest.mark.parametrize(
+    "headers",
+    [
+        pytest.param([(b"ce-specversion", b"1.0"), (b"ce-id", b"r")], id="attributes missing"),
+        pytest.param(binary("r", large="x" * MAX_ATTRIBUTES_BYTES), id="more than can be delivered as headers"),
+        pytest.param([*binary("r"), (b"content-encoding", b"gzip")], id="coded"),
+        pytest.param([(b"content-type", b"application/cloudevents-batch+json")], id="batch"),
+    ],
+)
+def test_a_malformed_reply_fails_the_delivery_and_is_retried(headers: Headers):
+    async def main() -> None:
+        plane = Plane(trigger("t", delivery=QUICK))
+        plane.script(HERE, Answer(200, headers, b"{}"), Answer(202))
+        await asyncio.sleep(1)
+        await plane.send("e1")
+        await asyncio.sleep(10)
+        assert plane.outcomes() == [(1, 200, "retrying"), (2, 202, "delivered")]
+        assert "not a valid event" in (plane.log.attempts[0].reason or "")
+
+    run_virtual(main())
 
 
 @plane_test
