@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -185,7 +186,7 @@ def _compile(shape: FilterShape) -> filters.Filter:
     if shape.not_ is not None:
         return filters.Not(_compile(shape.not_))
     if shape.cesql is not None:
-        return filters.Cesql(Expression(shape.cesql))
+        return filters.Cesql(_expression(shape.cesql))
     return filters.ANYTHING
 
 
@@ -325,11 +326,17 @@ def _filter_errors(shape: FilterShape, path: str) -> Iterator[FieldError]:
         yield from _expression_errors(shape.cesql, f"{path}.cesql")
 
 
+@lru_cache(maxsize=256)
+def _expression(text: str) -> Expression:
+    """Of one filter, which is checked, doubted and compiled in turn. Raises ParseError."""
+    return Expression(text)
+
+
 def _trigger_doubts(new: Resource) -> Iterator[FieldError]:
     shape = msgspec.convert(new.spec, TriggerShape)
     for number, entry in enumerate(shape.filters or ()):
         for path, text in _expressions(entry, f"spec.filters[{number}]"):
-            yield from (FieldError(path=path, rule=doubt) for doubt in Expression(text).doubts())
+            yield from (FieldError(path=path, rule=doubt) for doubt in _expression(text).doubts())
 
 
 def _expressions(shape: FilterShape, path: str) -> Iterator[tuple[str, str]]:
@@ -345,7 +352,7 @@ def _expressions(shape: FilterShape, path: str) -> Iterator[tuple[str, str]]:
 
 def _expression_errors(text: str, path: str) -> Iterator[FieldError]:
     try:
-        expression = Expression(text)
+        expression = _expression(text)
     except ParseError as error:
         yield FieldError(path=path, rule=str(error), value=text[:MAX_LENGTH])
         return

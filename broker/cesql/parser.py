@@ -47,6 +47,7 @@ _POWERS: Final = {
     **dict.fromkeys(("*", "/", "%"), Power.MULTIPLICATION),
     **dict.fromkeys(("NOT", "LIKE", "IN"), Power.POSTFIX),
 }
+_OPERATORS: Final = (Sort.KEYWORD, Sort.SIGN)
 _OPERAND: Final = "a value, an attribute, a function, NOT, EXISTS, - or ("
 _OPERATOR: Final = "an operator"
 
@@ -101,7 +102,8 @@ class _Parser:
         return token
 
     def _is(self, *texts: str) -> bool:
-        return self._next.sort in (Sort.KEYWORD, Sort.SIGN) and self._next.text in texts
+        token = self._next
+        return token.text in texts and token.sort in _OPERATORS
 
     def _expect(self, text: str, otherwise: str) -> None:
         if not self._is(text):
@@ -127,7 +129,7 @@ class _Parser:
         self._limit(self._open)
         read = self._operand()
         alone, _ = read
-        while self._is(*_POWERS) and _POWERS[self._next.text] >= power:
+        while self._power() >= power:
             start = self._at
             before, _ = read
             read = self._continued(read)
@@ -139,6 +141,11 @@ class _Parser:
                 self.mixed.append(node)
         self._open -= 1
         return read
+
+    def _power(self) -> int:
+        """How strongly the operator here binds, 0 where there is none."""
+        token = self._next
+        return _POWERS.get(token.text, 0) if token.sort in _OPERATORS else 0
 
     def _limit(self, depth: int, at: int | None = None) -> None:
         if depth > MAX_DEPTH:
