@@ -58,6 +58,17 @@ def test_a_position_reads_as_it_was_written():
     assert (kept.broker, kept.name, kept.position) == (BROKER, "default/one", Position(9, (3, 7)))
     with pytest.raises(Corrupt):
         decode_kept(b"{")
+    older = b'{"broker":"default/default","name":"default/one","through":9,"open":[3,7]}'
+    assert decode_kept(older).position == kept.position
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"), [(b"9", b"8"), (b"3,7", b"3"), (b"default/o", b"default/O"), (b"/default", b"/defaulu")]
+)
+def test_a_changed_position_is_corrupt(was: bytes, becomes: bytes):
+    stored = encode_kept(BROKER, "default/one", 9, (3, 7))
+    with pytest.raises(Corrupt):
+        decode_kept(stored.replace(was, becomes, 1))
 
 
 def test_what_was_refused_comes_before_what_came_since_and_what_was_dropped_since_stays_dropped():

@@ -30,6 +30,7 @@ key                    type       holds
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Final
 
@@ -108,12 +109,13 @@ class Keys:
 
 
 class Kept(msgspec.Struct, frozen=True):
-    """A subscription's position as it is stored."""
+    """A subscription's position as it is stored. `crc` is over all the rest; older versions wrote none."""
 
     broker: str
     name: str
     through: int
     open: tuple[int, ...] = ()
+    crc: int | None = None
 
     @property
     def position(self) -> Position:
@@ -133,12 +135,20 @@ def seq_of(entry_id: bytes) -> int:
 
 
 def encode_kept(broker: str, name: str, through: int, opened: Sequence[int]) -> bytes:
-    return _ENCODER.encode(Kept(broker, name, through, tuple(opened)))
+    held = tuple(opened)
+    return _ENCODER.encode(Kept(broker, name, through, held, _checksum(broker, name, through, held)))
 
 
 def decode_kept(stored: bytes) -> Kept:
     """Raises Corrupt."""
     try:
-        return _KEPT.decode(stored)
-    except msgspec.MsgspecError as error:
+        kept = _KEPT.decode(stored)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Corrupt(f"A subscription's kept position cannot be read: {error}.") from error
+    if kept.crc is not None and kept.crc != _checksum(kept.broker, kept.name, kept.through, kept.open):
+        raise Corrupt(f"The kept position of {kept.name} is not what was written: its checksum differs.")
+    return kept
+
+
+def _checksum(broker: str, name: str, through: int, opened: tuple[int, ...]) -> int:
+    return zlib.crc32(f"{broker} {name} {through} {opened}".encode("utf-8", "surrogatepass"))
