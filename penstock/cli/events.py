@@ -17,7 +17,7 @@ from penstock.cli.context import Session, Waiting, output_option, platform_optio
 from penstock.cli.failure import NOT_FOUND, Failure
 from penstock.cli.output import print_json
 from penstock.cli.settling import INTERVAL_S, Settling
-from penstock.cli.story import event_line, explanation_lines
+from penstock.cli.story import event_line, explanation_lines, next_steps
 
 __all__ = ["events", "explain", "warn_of_away"]
 
@@ -139,3 +139,5 @@ def explain(event_id: str, output: str, server: str | None, data: Path) -> None:
         return
     for line in explanation_lines(told["events"]):
         click.echo(line)
+    for step in next_steps(told["events"]):
+        click.secho(step, dim=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import click
 
-__all__ = ["clause", "event_line", "explanation_lines"]
+__all__ = ["clause", "event_line", "explanation_lines", "next_steps"]
 
 _COLOURS: Final = {
     "delivered": "green",
@@ -38,6 +40,9 @@ _MEANINGS: Final = {
 #: Rows of the ledger that are no attempts: `broker.ledger.SETTLED`.
 _BY_HAND: Final = frozenset({"redriven", "discarded"})
 
+#: Next steps that are told of one event.
+MAX_STEPS: Final = 3
+
 Event = Mapping[str, Any]
 
 
@@ -67,6 +72,21 @@ def explanation_lines(explanations: Sequence[Mapping[str, Any]]) -> Iterator[str
         if number:
             yield ""
         yield from _explained(told, "")
+
+
+def next_steps(explanations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a person would want to do about deliveries that were given up, for the first few of them."""
+    letters = list(itertools.islice(_given_up(explanations), MAX_STEPS))
+    return [f"Send it again, as it is or edited: penstock dlq redrive {letter}" for letter in letters]
+
+
+def _given_up(explanations: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """The dead letters of these events and of their replies."""
+    for told in explanations:
+        for trigger in told["triggers"]:
+            if trigger["state"] in ("dropped", "dead"):
+                yield shlex.quote(f"{trigger['trigger']}/{told['event']['seq']}")
+            yield from _given_up(trigger["replies"])
 
 
 def _explained(told: Mapping[str, Any], indent: str) -> Iterator[str]:

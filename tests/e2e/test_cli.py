@@ -167,6 +167,17 @@ def test_events_are_told_alike_in_text_and_json(running):
     assert "No events that match" in nothing.stderr
 
 
+def test_events_are_followed_by_what_they_carry_and_by_what_becomes_of_them(running):
+    wanted = ("-e", "lot=7", "--filter", "type LIKE 'hello%'", "--trigger", "hello", "--state", "delivered")
+    with running.following("events", "--follow", "-o", "json", *wanted) as events:
+        for number, lot in enumerate("787"):
+            running.penstock("send", "--type", "hello", "--id", f"lot-{number}", "-e", f"lot={lot}")
+        wait_until(lambda: "lot-2" in events.text, what="the last one is shown")
+    found = [json.loads(line) for line in events.text.splitlines()]
+    assert [event["id"] for event in found] == ["lot-0", "lot-2"]
+    assert {each["state"] for event in found for each in event["deliveries"]} == {"delivered"}
+
+
 def test_logs_are_told_alike_in_text_and_json(running):
     lines = running.penstock("logs", "hello").stdout.splitlines()
     found = [json.loads(line) for line in running.penstock("logs", "hello", "-o", "json").stdout.splitlines()]

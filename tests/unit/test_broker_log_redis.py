@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.log.encoding import arrival_of, decode_record, encode_entry
+from broker.ledger import Attempt
+from broker.log.encoding import arrival_of, decode_attempt, decode_record, encode_attempt, encode_entry
 from broker.log.port import Entry, Position, Record, Subscription
 from broker.log.redis.batch import Batch, other_commands
 from broker.log.redis.connection import shown, version_of
@@ -31,6 +32,13 @@ def entry(data: bytes, cause: int | None = None, via: str | None = None, at: flo
 def test_an_entry_reads_as_it_was_written(data: bytes, cause: int | None, via: str | None):
     given_entry = entry(data, cause, via)
     assert decode_record(3, BROKER, encode_entry(given_entry)) == Record(3, given_entry)
+
+
+def test_a_row_of_the_ledger_reads_as_it_was_written_and_one_of_the_first_version_as_well():
+    attempt = Attempt(3, "uid-1", 1000.5, 1, 503, 0.25, "retrying", "busy", "scan-00002", 0.125)
+    assert decode_attempt(encode_attempt(attempt)) == attempt
+    first = b'[3,"uid-1",1000.5,1,503,0.25,"retrying","busy"]'
+    assert decode_attempt(first) == Attempt(3, "uid-1", 1000.5, 1, 503, 0.25, "retrying", "busy")
 
 
 @given(at=st.integers(min_value=0), bit=st.integers(0, 7))

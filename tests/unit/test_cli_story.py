@@ -3,7 +3,7 @@
 import click
 import pytest
 
-from penstock.cli.story import event_line, explanation_lines
+from penstock.cli.story import MAX_STEPS, event_line, explanation_lines, next_steps
 
 STORED = {
     "seq": 7,
@@ -137,3 +137,12 @@ def test_an_attempt_tells_who_answered_and_how_long_it_waited(told, line):
     tried = trigger("scan", "delivered", attempts=[{**attempt(1, 200, "delivered"), **told}])
     lines = [plain(each) for each in explanation_lines([{"event": event, "triggers": [tried], "cut": False}])]
     assert lines[-1] == f"   {line}"
+
+
+def test_what_was_given_up_comes_with_the_way_to_send_it_again():
+    reply = {"event": {**STORED, "seq": 8}, "triggers": [trigger("audit", "dead")], "cut": False}
+    tried = [trigger("scan", "dropped"), trigger("log", "delivered", replies=[reply]), trigger("x", "dead-lettered")]
+    told = {"event": STORED, "triggers": tried, "cut": False}
+    send = "Send it again, as it is or edited: penstock dlq redrive"
+    assert next_steps([told]) == [f"{send} default/scan/7", f"{send} default/audit/8"]
+    assert len(next_steps([told] * 9)) == MAX_STEPS
