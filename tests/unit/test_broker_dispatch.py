@@ -526,6 +526,18 @@ async def test_a_changed_subscriber_applies_to_what_is_pending():
 
 
 @plane_test
+async def test_a_trigger_gets_what_its_expression_lets_through_and_nothing_that_it_fails_on():
+    plane = Plane(trigger("t", filters=[{"cesql": "type LIKE 'test.%' AND INT(amount) > 5 AND region != 'us'"}]))
+    await plane.send("eu", amount="10", region="eu")
+    await plane.send("small", amount="5", region="eu")
+    await plane.send("us", amount="10", region="us")
+    await plane.send("much", amount="much", region="eu")
+    await plane.send("nowhere", amount="10")
+    await asyncio.sleep(1)
+    assert plane.subscribers.ids(HERE) == ["eu"]
+
+
+@plane_test
 async def test_a_deleted_trigger_gets_nothing_more_and_its_position_goes():
     plane = Plane(trigger("t", delivery=QUICK), trigger("other", "http://other.test/"))
     plane.script(HERE, Answer(503))
