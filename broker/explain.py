@@ -250,10 +250,19 @@ class _Story:
             matched=verdict.matched,
             failed=None if verdict.matched else verdict,
             state=state,
-            waits_for=self._obstacles.get(trigger.uid) if state in ("pending", "retrying") else None,
+            waits_for=self._waits_for(trigger, found.at, state),
             attempts=_attempts(attempts),
             replies=tuple(replies),
         )
+
+    def _waits_for(self, trigger: TriggerSpec, at: float, state: str) -> str | None:
+        if state not in ("pending", "retrying"):
+            return None
+        obstacle = self._obstacles.get(trigger.uid)
+        if obstacle is None and state == "pending" and trigger.flow.delay_s:
+            due = rfc3339(at + trigger.flow.delay_s, fraction=True)
+            return f"it is delivered no sooner than {due}, {trigger.flow.delay_s:g} s after it arrived"
+        return obstacle
 
 
 def _is_pending(trigger: TriggerSpec, event: Found, positions: Mapping[str, Position]) -> bool:

@@ -41,7 +41,7 @@ MAX_PARALLELISM: Final = 1024
 MAX_RATE: Final = 100_000.0
 #: Slower than one an hour is what `delay` and `paused` are for.
 MIN_RATE: Final = 1 / 3600
-#: Events stay in the log for a week by default: a longer delay could outlive them where nothing else holds them.
+#: What waits for its time stays in the log, and so does what came after it: as long as what is delivered is kept.
 MAX_DELAY_S: Final = 7 * 86_400.0
 #: What is remembered is read back after a restart: a day of it is what that may take.
 MAX_WINDOW_S: Final = 86_400.0

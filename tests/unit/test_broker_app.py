@@ -228,6 +228,15 @@ async def test_an_event_of_a_paused_trigger_says_how_it_goes_on(tmp_path: Path, 
     assert scan["waits_for"] == "it is paused; `penstock trigger resume scan -n default` lets it go on"
 
 
+async def test_an_event_that_is_delayed_says_until_when(tmp_path: Path, log: SqliteLog):
+    log.subscribe("uid-scan", BROKER, "default/scan", 0)
+    await append(log, entry("e1", at=1000.0))
+    delayed = trigger("scan", annotations={"delivery.penstock.dev/delay": "1h"})
+    _, answer = await get(tmp_path, "/penstock/v1/events/e1/explain", "", delayed)
+    (scan,) = answer["events"][0]["triggers"]
+    assert scan["waits_for"] == "it is delivered no sooner than 1970-01-01T01:16:40.000000Z, 3600 s after it arrived"
+
+
 async def test_an_event_that_waits_for_a_subscriber_says_what_is_missing(tmp_path: Path, log: SqliteLog):
     log.subscribe("uid-scan", BROKER, "default/scan", 0)
     await append(log, entry("e1"))
