@@ -100,6 +100,7 @@ SERVICES: Final = {
             install="`make cluster`, which needs iproute2 and root, or user namespaces with overlay file systems",
         ),
         Service(name="kcat", programs=("kcat",), install="apt-get install -y kcat"),
+        Service(name="strace", programs=("strace",), install="apt-get install -y strace"),
     )
 }
 

@@ -21,7 +21,7 @@ from tests.support.chaos.http import Server, publish
 from tests.support.chaos.process import Death, Moment, Setup, Wanted
 from tests.support.chaos.subscribers import NAMES, ORDERED, REFUSING, Subscribers, data_of, headers_of
 
-__all__ = ["Chaos", "Killing", "Outcome", "Run", "plan"]
+__all__ = ["Chaos", "Killing", "Outcome", "Run", "free_port", "plan"]
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 #: Each has a key of its own and sends its events one after the other, so that their order is known.
@@ -103,7 +103,7 @@ class Run:
         missed = 0
         async with Server(subscribers.handle) as server, asyncio.TaskGroup() as tasks:
             self._subscribers_port = server.port
-            self._port = _free_port()
+            self._port = free_port()
             senders = [tasks.create_task(self._send(f"k{n}")) for n in range(SENDERS)]
             for number, killing in enumerate(self._plan, 1):
                 missed += not await self._live(killing)
@@ -227,7 +227,7 @@ async def _ready(process: asyncio.subprocess.Process) -> bool:
     return line.startswith(b"ready")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
