@@ -9,7 +9,8 @@ What must hold, and what each breach is called:
 - strange: an event came that nobody sent. damaged: its data was not what was sent.
 - disordered: a subscriber that asked for order by key was given an event before an earlier one of its key was done.
 - unexplained: an event came again to a subscriber that had taken it, and no crash says why. A crash explains those
-  that were in flight: taken from the process that died, at most UNSETTLED_S before it did.
+  that were in flight: taken from the process that died, at most UNSETTLED_S before it did, or among the last UNSETTLED
+  that the subscriber took from it: a process that gets no processor does nothing, however long it takes.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["UNSETTLED_S", "Account", "Disorder", "Missing", "Repeat", "Verdict"]
+__all__ = ["UNSETTLED", "UNSETTLED_S", "Account", "Disorder", "Missing", "Repeat", "Verdict"]
 
 #: How long the broker may take to keep that an event is done: its flush interval is 20 ms, and a disk that is shared
 #: has been seen to take more than a second for one commit.
 UNSETTLED_S: Final = 3.0
+#: Twice the deliveries that the broker has under way for one subscriber.
+UNSETTLED: Final = 64
 
 _BREACHES: Final = ("lost", "strange", "damaged", "disordered", "unexplained")
 
@@ -86,8 +89,11 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Taken(msgspec.Struct, frozen=True):
+    """`number` counts what the subscriber took from this process."""
+
     process: int
     at: float
+    number: int
 
 
 class Account:
@@ -107,6 +113,8 @@ class Account:
         self._began: dict[str, dict[str, int]] = {name: {} for name in self._subscribers}
         self._done: dict[str, dict[str, int]] = {name: {} for name in self._subscribers}
         self._deaths: dict[int, float] = {}
+        #: By subscriber and process, how many events were taken.
+        self._counts: Counter[tuple[str, int]] = Counter()
         self._strange: set[Missing] = set()
         self._damaged: set[Missing] = set()
         self._step = 0
@@ -136,7 +144,8 @@ class Account:
     def taken(self, subscriber: str, event: str, process: int, at: float) -> None:
         """It is about to be answered with success; the request came from broker process `process`."""
         self._step += 1
-        self._taken[subscriber][event].append(_Taken(process, at))
+        self._counts[(subscriber, process)] += 1
+        self._taken[subscriber][event].append(_Taken(process, at, self._counts[(subscriber, process)]))
         self._done[subscriber].setdefault(event, self._step)
 
     def replied(self, event: str, reply: str) -> None:
@@ -166,7 +175,8 @@ class Account:
                 for first, second in pairwise(takings):
                     repeats += 1
                     crashes[(subscriber, first.process)] += 1
-                    why = self._unexplained(first, second)
+                    since = self._counts[(subscriber, first.process)] - first.number
+                    why = self._unexplained(first, second, since)
                     if why:
                         unexplained.append(Repeat(subscriber, event, why))
         return Verdict(
@@ -181,14 +191,15 @@ class Account:
             unexplained=unexplained,
         )
 
-    def _unexplained(self, first: _Taken, second: _Taken) -> str:
+    def _unexplained(self, first: _Taken, second: _Taken, since: int) -> str:
+        """`since` is how many events the subscriber took from the first one's process after it."""
         if second.process == first.process:
             return f"process {first.process} delivered it twice"
         died = self._deaths.get(first.process)
         if died is None:
             return f"process {second.process} delivered it, and {first.process}, which had, did not die"
-        if died - first.at > UNSETTLED_S:
-            return f"it was taken {died - first.at:.1f} s before process {first.process} died"
+        if died - first.at > UNSETTLED_S and since > UNSETTLED:
+            return f"it was taken {died - first.at:.1f} s and {since} events before process {first.process} died"
         return ""
 
     def _disorders(self, subscriber: str) -> Iterable[Disorder]:
