@@ -16,6 +16,7 @@ import msgspec
 from broker.log import schema
 from broker.log.port import Position
 from broker.log.refusals import damaged
+from broker.log.wal import lost_commits
 from core.errors import Corrupt, Unavailable
 
 __all__ = ["Files", "Found", "Kept"]
@@ -96,6 +97,13 @@ class Files:
         page_size = self._one("PRAGMA page_size")
         writer.execute(f"PRAGMA max_page_count = {max(1, full_bytes // page_size)}")
         held = self._one("PRAGMA user_version")
+        if lost := lost_commits(path):
+            facts = {"file": f"{path}-wal", "commits": lost}
+            logger.error(
+                "the write-ahead log is damaged, or a power cut tore its end: "
+                "events that were answered 202 just before the end may be missing",
+                extra={"facts": facts},
+            )
         if held == 0:
             self._change(schema.TABLES, schema.FORMAT)
         while held in schema.MIGRATIONS:

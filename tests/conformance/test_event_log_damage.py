@@ -309,3 +309,49 @@ async def test_a_position_that_was_not_dropped_is_not_lost_by_one_bit(world: Wor
     world.change("UPDATE subscriptions SET kept = 0")
     log = await opened()
     assert log.subscribe("uid-1", BROKER, "default/one", 0).position() == world.positions["uid-1"]
+
+
+async def crashed(world: World, tmp_path: Path, count: int = 30) -> tuple[Path, list[Entry]]:
+    """The files of a log as a crash leaves them, after so many commits."""
+    log = SqliteLog(world.path)
+    await log.open()
+    given = [entry(f"w{n}", data=bytes([n]) * 3000) for n in range(count)]
+    for each in given:
+        await append(log, each)
+    path = tmp_path / "crashed" / "log.db"
+    path.parent.mkdir()
+    for name in ("log.db", "log.db-wal"):
+        shutil.copy(world.path.with_name(name), path.with_name(name))
+    await log.close()
+    return path, given
+
+
+async def test_a_crash_loses_nothing_and_nothing_is_said(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path, given = await crashed(world, tmp_path)
+    log_file = path.with_name("log.db-wal")
+    log_file.write_bytes(log_file.read_bytes() + b"torn")  # a commit that had just begun
+    log = SqliteLog(path)
+    await log.open()
+    found, _ = await all_of(log, BROKER)
+    assert [held for seq, held in found.items() if seq > EVENTS] == given
+    assert "write-ahead" not in caplog.text
+    await log.close()
+
+
+async def test_what_damage_of_the_write_ahead_log_takes_is_told(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    path, given = await crashed(world, tmp_path)
+    raw = bytearray(path.with_name("log.db-wal").read_bytes())
+    raw[raw.index(given[20].data)] ^= 1
+    path.with_name("log.db-wal").write_bytes(raw)
+    log = SqliteLog(path)
+    await log.open()
+    found, _ = await all_of(log, BROKER)
+    assert [held for seq, held in found.items() if seq > EVENTS] == given[:20]
+    assert "answered 202 just before the end may be missing" in caplog.text
+    (record,) = await append(log, entry("goes on"))
+    assert record.seq > EVENTS + 20
+    await log.close()
