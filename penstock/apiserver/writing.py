@@ -62,8 +62,10 @@ def _policy(request: ApiRequest) -> FieldPolicy:
     return cast("FieldPolicy", word)
 
 
-def _written(kind: Kind, resource: Resource, warnings: tuple[str, ...], code: int = 200) -> Reply:
-    warnings += tuple(map(str, kind.doubts(resource)))
+def _written(target: Target, resource: Resource, warnings: tuple[str, ...], code: int = 200) -> Reply:
+    if not target.status:
+        # What status is written to may be from before a rule, or may be doubted for long.
+        warnings += tuple(map(str, target.kind.doubts(resource)))
     headers = tuple((b"warning", f'299 - "{_quotable(text)}"'.encode("latin-1", "replace")) for text in warnings)
     return Reply(code=code, body=admission.encode(resource), headers=headers)
 
@@ -89,7 +91,7 @@ class Writing:
         reading = admission.read_resource(document, target.kind, place, _policy(request))
         given = admission.for_create(reading.resource, target.kind)
         created = await self._create(target.kind, given, dry_run(request))
-        return _written(target.kind, created, reading.warnings, 201)
+        return _written(target, created, reading.warnings, 201)
 
     async def _create(self, kind: Kind, given: Resource, dry: bool) -> Resource:
         generated = not given.meta.name and bool(given.meta.generate_name)
@@ -119,14 +121,14 @@ class Writing:
 
     async def update(self, target: Target, request: ApiRequest) -> Reply:
         document = decode_body(request.content_type, request.body)
-        return _written(target.kind, *await self._rewrite(target, request, lambda _: document))
+        return _written(target, *await self._rewrite(target, request, lambda _: document))
 
     async def patch(self, target: Target, request: ApiRequest) -> Reply:
         form = media_type(request.content_type)
         if form == _APPLY:
             return await self._apply(target, request)
         change = self._patch_of(target.kind, form, request.body)
-        return _written(target.kind, *await self._rewrite(target, request, change))
+        return _written(target, *await self._rewrite(target, request, change))
 
     def _patch_of(self, kind: Kind, form: str, body: bytes) -> Change:
         native = is_native(kind.ref)
@@ -196,7 +198,7 @@ class Writing:
 
         try:
             written, _ = await self._rewrite(target, request, change)
-            return _written(kind, written, tuple(warnings))
+            return _written(target, written, tuple(warnings))
         except Refused as error:
             if error.status.code != 404:
                 raise
@@ -204,7 +206,7 @@ class Writing:
         reading = admission.read_resource(document, kind, place, policy)
         fresh = admission.for_create(reading.resource, kind)
         fresh = fresh.with_meta(managed_fields=reading.resource.meta.managed_fields)
-        return _written(kind, await self._create(kind, fresh, dry_run(request)), tuple(warnings), 201)
+        return _written(target, await self._create(kind, fresh, dry_run(request)), tuple(warnings), 201)
 
     @staticmethod
     def _applied_document(kind: Kind, body: bytes) -> dict[str, Any]:

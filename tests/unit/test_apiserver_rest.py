@@ -251,6 +251,8 @@ async def test_what_is_doubted_is_stored_with_a_warning_in_one_line(api):
     assert (changed.code, changed.headers.get("warning")) == (200, None)
     back = await api.call("PATCH", f"{WIDGETS}/a", {"spec": {"size": 13}}, content_type="application/merge-patch+json")
     assert (back.code, back.headers.get("warning")) == (200, doubt)
+    told = await api.call("PUT", f"{WIDGETS}/a/status", {**back.json, "status": {"x": 1}})
+    assert (told.code, told.headers.get("warning")) == (200, None)
 
 
 async def test_a_resource_that_is_too_large_is_refused(api):
