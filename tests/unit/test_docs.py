@@ -10,6 +10,8 @@ import click
 import pytest
 import yaml
 
+from broker.cesql import ErrorKind, Expression
+from broker.cesql.functions import FUNCTIONS
 from broker.delivery import Outcome, Policy, RetryAt, decide
 from broker.flow.settings import ANNOTATIONS, FLOW_GROUP, ORDER_KEYS, PLAIN
 from broker.ledger import OUTCOMES
@@ -291,6 +293,22 @@ def rows_of(status: int) -> str:
     found = re.search(row, text, re.M)
     assert found is not None
     return found[1]
+
+
+def test_every_function_and_error_of_cloudevents_sql_is_documented_and_no_other():
+    text = section("filters.md", "CloudEvents SQL")
+    rows = text.partition("### Functions")[2].partition("### ")[0]
+    assert set(re.findall(r"`([A-Z_]+)\(", rows)) == FUNCTIONS.keys()
+    told = {ErrorKind(kind) for kind in re.findall(r"^\| (\w+Error) \|", text, re.MULTILINE)}
+    # What calls a function that there is not is refused.
+    assert told == set(ErrorKind) - {ErrorKind.MISSING_FUNCTION}
+
+
+def test_the_expressions_that_are_recommended_can_be_read_and_raise_no_doubts():
+    rows = section("filters.md", "CloudEvents SQL").partition("| to get | write |")[2].partition("\n\n")[0]
+    expressions = re.findall(r"`([^`]+)`", rows)
+    assert len(expressions) >= 9
+    assert [list(Expression(text).doubts()) for text in expressions] == [[]] * len(expressions)
 
 
 def test_every_kind_is_documented():
