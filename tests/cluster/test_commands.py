@@ -55,3 +55,9 @@ def test_events_are_sent_shown_and_explained(release: Release, cluster: Cluster,
     assert "hello" in story
     assert "re-c1" in story
     assert "got c1" in penstock("logs", "hello", "-n", hello, "--server", control)
+
+    # Through the control pod and an ingress, to the Trigger's subscriber and to a Revision by a host of its own.
+    for target in ((), ("--revision", "hello-00001")):
+        words = ("--trigger", "hello", "-n", hello, "--id", "c1", "--wait", *target, "--server", control)
+        assert "1 delivered" in penstock("replay", *words)
+    assert penstock("dlq", "list", "-n", hello, "--server", control) == ""
