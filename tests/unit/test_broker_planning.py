@@ -1,13 +1,12 @@
 """What a changed Trigger would gain or lose of the events that came, over a real log."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from broker import planning
@@ -26,24 +25,23 @@ SUBJECTS = ("a.png", "b.png", "c.jpg", "d.gif", "e.png", "f.jpg")
 PNG = [{"suffix": {"subject": ".png"}}]
 
 
-@pytest.fixture
-async def log(tmp_path: Path) -> AsyncIterator[SqliteLog]:
-    made = SqliteLog(tmp_path / "log.db")
-    await made.open()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def planner(tmp_path: Path, log: SqliteLog) -> Planner:
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory: pytest.TempPathFactory) -> Planner:
     """Six pictures, arrived at 1000 s and each a second later; one for a Trigger alone, and one of another Broker."""
+    path = tmp_path_factory.mktemp("plan") / "log.db"
+    asyncio.run(_fill(path))
+    return Planner({DEFAULT_CLASS: LogReader(path)})
+
+
+async def _fill(path: Path) -> None:
+    log = SqliteLog(path)
+    await log.open()
     for number, subject in enumerate(SUBJECTS):
         await append(log, msgspec.structs.replace(entry(subject[0], subject=subject), at=1000.0 + number))
-    await append(
-        log, msgspec.structs.replace(entry("again", subject="a.png"), at=1006.0, only=Direction("uid-t", None))
-    )
+    again = entry("again", subject="a.png")
+    await append(log, msgspec.structs.replace(again, at=1006.0, only=Direction("uid-t", None)))
     await append(log, msgspec.structs.replace(entry("other", OTHER, subject="a.png"), at=1007.0))
-    return Planner({DEFAULT_CLASS: LogReader(tmp_path / "log.db")})
+    await log.close()
 
 
 def plan(planner: Planner, *changes: Change, held: tuple[Resource, ...] = (), **asked: Any) -> tuple[Plan, ...]:
@@ -74,15 +72,15 @@ def told(found: Plan) -> tuple[str, int, int, str, str]:
     ],
     ids=["same", "other", "CESQL", "wider", "new", "another Broker", "no Broker", "deleted"],
 )
-async def test_the_events_that_came_are_held_against_both_filters(
+def test_the_events_that_came_are_held_against_both_filters(
     planner: Planner, changed: Change, expected: tuple[str, int, int, str, str]
 ):
-    (found,) = await asyncio.to_thread(plan, planner, changed)
+    (found,) = plan(planner, changed)
     assert told(found) == expected
 
 
-async def test_why_an_event_is_kept_out_is_told_of_the_filter_that_does(planner: Planner):
-    (found,) = await asyncio.to_thread(plan, planner, change(filters=[{"exact": {"subject": "c.jpg"}}]))
+def test_why_an_event_is_kept_out_is_told_of_the_filter_that_does(planner: Planner):
+    (found,) = plan(planner, change(filters=[{"exact": {"subject": "c.jpg"}}]))
     (gained,), lost = found.gained.examples, found.lost.examples[0]
     assert gained.why is not None
     assert (gained.why.clause, gained.why.wanted, gained.why.value) == (
@@ -94,22 +92,22 @@ async def test_why_an_event_is_kept_out_is_told_of_the_filter_that_does(planner:
     assert (lost.why.clause, lost.why.wanted, lost.why.value) == ("filters[0].exact", "is 'c.jpg'", "e.png")
 
 
-async def test_only_so_many_events_are_looked_at_and_none_from_before(planner: Planner):
-    (last,) = await asyncio.to_thread(plan, planner, change(), limit=3)
+def test_only_so_many_events_are_looked_at_and_none_from_before(planner: Planner):
+    (last,) = plan(planner, change(), limit=3)
     assert (last.looked_at, last.cut, last.since) == (3, True, "1970-01-01T00:16:44.000000Z")
-    (recent,) = await asyncio.to_thread(plan, planner, change(), since=1004.0)
+    (recent,) = plan(planner, change(), since=1004.0)
     assert (recent.looked_at, recent.cut, recent.after) == (3, False, 2)
-    (everything,) = await asyncio.to_thread(plan, planner, change())
+    (everything,) = plan(planner, change())
     assert (everything.looked_at, everything.cut) == (7, False)
 
 
-async def test_of_many_the_newest_are_shown_and_all_are_counted(planner: Planner, monkeypatch: pytest.MonkeyPatch):
+def test_of_many_the_newest_are_shown_and_all_are_counted(planner: Planner, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(planning, "EXAMPLES", 2)
-    (found,) = await asyncio.to_thread(plan, planner, Change(namespace="default", name="t"))
+    (found,) = plan(planner, Change(namespace="default", name="t"))
     assert (found.lost.count, told(found)[-1]) == (3, "eb")
 
 
-async def test_a_log_that_is_away_makes_its_triggers_unknown_and_no_others(tmp_path: Path, log: SqliteLog):
+def test_a_log_that_is_away_makes_its_triggers_unknown_and_no_others(tmp_path: Path):
     class Away(LogReader):
         def newest(self, *_: Any, **__: Any) -> Any:
             raise Unavailable("It is away.")
@@ -146,7 +144,7 @@ FILTERS = st.lists(
 
 
 @given(now=FILTERS, then=FILTERS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None)
 def test_a_plan_says_what_both_filters_say_of_each_event(planner: Planner, now: Any, then: Any):
     """The oracle: each filter asked of each event by itself."""
     before, after = (

@@ -1,7 +1,7 @@
 """Which stored events a question is answered with, over a real log."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -33,17 +33,17 @@ STANDS: dict[str, tuple[OutcomeName | None, OutcomeName | None]] = {
 }
 
 
-@pytest.fixture
-async def log(tmp_path: Path) -> AsyncIterator[SqliteLog]:
-    made = SqliteLog(tmp_path / "log.db")
-    await made.open()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def library(tmp_path: Path, log: SqliteLog) -> Library:
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
     """Events a to g, which stand as above; arrived at 1000 s and each a second later; g of another Broker."""
+    path = tmp_path_factory.mktemp("sieve") / "log.db"
+    asyncio.run(_fill(path))
+    return Library({DEFAULT_CLASS: LogReader(path)})
+
+
+async def _fill(path: Path) -> None:
+    log = SqliteLog(path)
+    await log.open()
     for number, name in enumerate(STANDS):
         made = entry(name, OTHER if name == "g" else BROKER, subject=f"{name}.png", data=bytes(1000))
         await append(log, msgspec.structs.replace(made, at=1000.0 + number))
@@ -56,8 +56,7 @@ async def library(tmp_path: Path, log: SqliteLog) -> Library:
                 log.note(Attempt(seq, subscription.uid, 1001.0, 1, 500, 0.1, outcome, "so"))
                 if outcome != "retrying":
                     subscription.ack(seq)
-    await log.flush()
-    return Library({DEFAULT_CLASS: LogReader(tmp_path / "log.db")})
+    await log.close()
 
 
 def table() -> Table:
@@ -90,32 +89,32 @@ CASES = [
 
 
 @pytest.mark.parametrize(("question", "told"), CASES)
-async def test_the_newest_events_are_those_that_are_asked_for(library: Library, question: Question, told: str):
-    found = await asyncio.to_thread(library.newest, 10, Sieve(question), table())
+def test_the_newest_events_are_those_that_are_asked_for(library: Library, question: Question, told: str):
+    found = library.newest(10, Sieve(question), table())
     assert (ids(found.events), found.cut) == (told, False)
     assert found.next == ("7" if question.namespace is None else "0")
-    last = await asyncio.to_thread(library.newest, 2, Sieve(question), table())
+    last = library.newest(2, Sieve(question), table())
     assert ids(last.events) == told[-2:]
 
 
 @pytest.mark.parametrize(("question", "told"), CASES)
-async def test_asking_on_from_the_beginning_tells_the_same(library: Library, question: Question, told: str):
+def test_asking_on_from_the_beginning_tells_the_same(library: Library, question: Question, told: str):
     cursor, seen = "0", ""
     for _ in range(7):
-        found = await asyncio.to_thread(library.after, cursor, 2, Sieve(question), table())
+        found = library.after(cursor, 2, Sieve(question), table())
         seen, cursor = seen + ids(found.events), found.next
     assert (seen, cursor) == (told, "7" if question.namespace is None else "0")
 
 
-async def test_who_waits_is_also_told_what_can_still_come_to_the_state(library: Library):
+def test_who_waits_is_also_told_what_can_still_come_to_the_state(library: Library):
     question = Question(states=read_states(["failed"]), trigger="one", waiting=True)
-    found = await asyncio.to_thread(library.after, "0", 10, Sieve(question), table())
+    found = library.after("0", 10, Sieve(question), table())
     assert {event.id: event.matches for event in found.events} == {"b": False, "c": True, "e": False, "f": False} | {
         "g": True
     }
 
 
-async def test_that_not_all_events_were_looked_at_is_told(library: Library, monkeypatch: pytest.MonkeyPatch):
+def test_that_not_all_events_were_looked_at_is_told(library: Library, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sieving, "MAX_SCANNED", 7)
     for question, cut in [
         (Question(), False),
@@ -123,7 +122,7 @@ async def test_that_not_all_events_were_looked_at_is_told(library: Library, monk
         (Question(filter=read_filters("[]", "test.other")), True),
         (Question(states=read_states(["failed"])), True),
     ]:
-        found = await asyncio.to_thread(library.newest, 10, Sieve(question), table())
+        found = library.newest(10, Sieve(question), table())
         assert found.cut is cut
 
 
