@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, Protocol
 
 from core.net.types import Exchange, Headers, NetError, RequestHead
-from core.net.wire import with_first
+from core.net.wire import ReadyHeaders
 from serving.forwarding import answer_headers
 from serving.handover import is_given_back
 
@@ -25,7 +25,7 @@ class Asked(Protocol):
     #: It wants to be told who served it.
     asked: bool
 
-    def told(self) -> Headers:
+    def told(self) -> ReadyHeaders:
         """What it is told then."""
         ...
 
@@ -114,7 +114,7 @@ class Answer:
     def _passed_on(self, headers: Headers) -> Headers:
         headers = answer_headers(headers)
         forward = self._forward
-        return with_first(forward.told(), headers) if forward.asked else headers
+        return forward.told().before(headers) if forward.asked else headers
 
 
 class PeerAnswer(Answer):
@@ -145,10 +145,10 @@ def refuse(
     text: str,
     *,
     retry_after_s: float | None = None,
-    told: Headers | None = None,
+    told: ReadyHeaders | None = None,
 ) -> None:
     """Answer in the gateway's own name: one sentence, and the reason as a word in ``penstock-reason``."""
-    headers: Headers = [_TEXT, (b"penstock-reason", reason.encode()), *(told or ())]
+    headers: Headers = [*(told.headers if told is not None else ()), _TEXT, (b"penstock-reason", reason.encode())]
     if retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, round(retry_after_s))))
     exchange.respond(status, headers, text.encode() + b"\n")

@@ -26,6 +26,7 @@ from typing import Final, Protocol
 from core.errors import Overloaded
 from core.net.served import asks, telling
 from core.net.types import Address, Exchange, Headers, NetError, RequestHead, ResponseListener, UpstreamRequest
+from core.net.wire import ReadyHeaders
 from core.telemetry import Metrics
 from serving.answer import Answer, PeerAnswer, refuse
 from serving.demand import DemandMeter
@@ -121,6 +122,7 @@ class Lane:
         "retired",
         "road",
         "taken",
+        "telling",
         "throttler",
     )
 
@@ -139,6 +141,8 @@ class Lane:
         self.away = 0
         self.taken = 0
         self.retired = False
+        #: For those who ask who served them, where they did not wait for a cold start.
+        self.telling = telling(key.name, None)
         self.metrics = LaneMetrics(metrics, key)
         self.metrics.held.read = lambda: float(self.throttler.held)
         self.metrics.in_flight.read = lambda: float(self.throttler.in_flight)
@@ -493,13 +497,14 @@ class Forward(Waiter):
         if self.stage is not _DONE:
             self._give_up(503, "stopping", "The gateway is stopping. Try again.", retry_after_s=1.0)
 
-    def told(self) -> Headers:
+    def told(self) -> ReadyHeaders:
         """For a client that asks: the revision, and how long this waited for a cold start."""
         if self.stage is _HELD and self.cold_since_s is not None:
             self.cold_s = self.lane.road.monotonic() - self.cold_since_s
-        return telling(self.lane.key.name, self.cold_s)
+        cold_s = self.cold_s
+        return self.lane.telling if cold_s is None else telling(self.lane.key.name, cold_s)
 
-    def told_if_asked(self) -> Headers | None:
+    def told_if_asked(self) -> ReadyHeaders | None:
         """The same for an answer of the gateway's own, before the request was looked at for it."""
         return self.told() if self.hop is not _TAKEN and asks(self.head.headers) else None
 

@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from core.net.types import Headers
+from core.net.wire import ReadyHeaders
 
 __all__ = ["ASKS", "Served", "asks", "served_by", "telling"]
 
@@ -37,30 +38,26 @@ def asks(headers: Headers) -> bool:
     return ASKS in headers
 
 
-def telling(revision: str, cold_start_s: float | None) -> Headers:
-    """The headers that tell it; they go before the function's own, which cannot speak for the gateway then."""
+def telling(revision: str, cold_start_s: float | None) -> ReadyHeaders:
+    """The headers that tell it. They go before the function's own, which cannot speak for the gateway then."""
     headers: Headers = [(_REVISION, revision.encode())]
     if cold_start_s is not None:
         headers.append((_COLD_START, b"%.3f" % cold_start_s))
-    return headers
+    return ReadyHeaders(headers)
 
 
 def served_by(headers: Headers) -> Served | None:
-    """What the gateway told; None where no gateway answered. What is not as a gateway writes it is not believed."""
-    revision = cold_start = None
-    for name, value in headers:
-        if name == _REVISION:
-            if revision is None:
-                revision = value
-        elif name == _COLD_START and cold_start is None:
-            cold_start = value
-    if revision is None or not 0 < len(revision) <= MAX_REVISION_BYTES or not revision.isascii():
+    """What the gateway told, which comes first; None where no gateway answered. What is not as a gateway writes it is
+    not believed."""
+    if not headers or headers[0][0] != _REVISION:
         return None
-    return Served(revision.decode(), _seconds(cold_start))
+    revision = headers[0][1]
+    if not 0 < len(revision) <= MAX_REVISION_BYTES or not revision.isascii():
+        return None
+    cold = len(headers) > 1 and headers[1][0] == _COLD_START
+    return Served(revision.decode(), _seconds(headers[1][1]) if cold else None)
 
 
-def _seconds(value: bytes | None) -> float | None:
-    if value is None:
-        return None
+def _seconds(value: bytes) -> float | None:
     whole, _, part = value.partition(b".")
     return float(value) if whole.isdigit() and part.isdigit() and len(value) <= 16 else None

@@ -133,15 +133,24 @@ class ReadHeaders(list[tuple[bytes, bytes]]):
         return head[end + 2 : -2]
 
 
-def with_first(first: Headers, headers: Headers) -> Headers:
-    """`first`, and then `headers`, which are not encoded anew where they were read."""
-    if type(headers) is not ReadHeaders:
-        return first + headers
-    made = ReadHeaders(b"", 0)
-    made.extend(first)
-    made.extend(headers)
-    made.lines_are(header_lines(first) + headers.lines())
-    return made
+class ReadyHeaders:
+    """Headers that are encoded once to go before others many times. Raises ValueError as `header_lines`."""
+
+    __slots__ = ("headers", "lines")
+
+    def __init__(self, headers: Headers) -> None:
+        self.headers = headers
+        self.lines = header_lines(headers)
+
+    def before(self, headers: Headers) -> Headers:
+        """These and then `headers`, which are not encoded anew where they were read."""
+        if type(headers) is not ReadHeaders:
+            return self.headers + headers
+        made = ReadHeaders(b"", 0)
+        made += self.headers
+        made += headers
+        made.lines_are(self.lines + headers.lines())
+        return made
 
 
 def encoded(headers: Headers) -> Headers:
