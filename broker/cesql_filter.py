@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import msgspec
 
 from broker.cesql import Expression, Refusal
+from broker.cesql.values import shown
 from broker.verdict import MATCHED, Verdict
 
 __all__ = ["Cesql"]
@@ -35,7 +36,7 @@ class Cesql(msgspec.Struct, frozen=True):
 def _wanted(refusal: Refusal, attributes: Mapping[str, str]) -> str:
     """Which part of the expression says no, and the values of the attributes after the first, which the verdict has."""
     others = [
-        f"{name} is {value!r}" if (value := attributes.get(name)) is not None else f"there is no {name}"
+        f"{name} is {shown(value)}" if (value := attributes.get(name)) is not None else f"there is no {name}"
         for name in refusal.attributes[1:]
     ]
     met = f" ({', '.join(others)})" if others else ""

@@ -22,7 +22,7 @@ from broker.cesql.syntax import (
     attributes_of,
     children_of,
 )
-from broker.cesql.values import Type, Value, type_of
+from broker.cesql.values import Type, Value, shown, type_of
 
 __all__ = ["Expression", "Outcome", "Refusal"]
 
@@ -72,8 +72,8 @@ class Expression:
         try:
             return Outcome(value=self._run(event))
         except EvaluationError as error:
-            own = error.where is self.node and error.value is not None
-            return Outcome(value=error.value if own and error.value is not None else self._type.zero, error=error)
+            value = error.value if error.where is self.node else None
+            return Outcome(value=self._type.zero if value is None else value, error=error)
 
     def matches(self, event: Event) -> bool:
         """As a filter (section 1.2): only TRUE passes, and only without an error."""
@@ -103,7 +103,9 @@ class Expression:
         """Why the event does not pass, None where it does."""
         outcome = self.evaluate(event)
         if outcome.error is None and type(outcome.value) is not bool:
-            reason = f"gives the {type_of(outcome.value)} {outcome.value!r}, and a filter needs a Boolean"
+            kind, value = type_of(outcome.value), outcome.value
+            told = shown(value) if isinstance(value, str) else value
+            reason = f"gives the {kind} {told}, and a filter needs a Boolean"
             return _refusal(self.node, reason)
         if outcome.error is not None:
             around = _around(self.node, outcome.error.where) or self.node

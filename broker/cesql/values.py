@@ -18,6 +18,7 @@ __all__ = [
     "CastFailed",
     "Type",
     "Value",
+    "shown",
     "to_boolean",
     "to_integer",
     "to_string",
@@ -73,7 +74,7 @@ def to_integer(value: Value) -> int:
             number = -number
         if MIN_INTEGER <= number <= MAX_INTEGER:
             return number
-    raise CastFailed(f"{_shown(value)} is not an integer of 32 bits")
+    raise CastFailed(f"{shown(value)} is not an integer of 32 bits")
 
 
 def to_boolean(value: Value) -> bool:
@@ -83,10 +84,11 @@ def to_boolean(value: Value) -> bool:
     lower = value.lower() if len(value) <= len("false") else ""
     if lower in ("true", "false"):
         return lower == "true"
-    raise CastFailed(f"{_shown(value)} is neither true nor false")
+    raise CastFailed(f"{shown(value)} is neither true nor false")
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """As people are shown a String, which may be long."""
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")
 
 
