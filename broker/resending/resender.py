@@ -177,7 +177,7 @@ class Resender:
         """Send the letter of the Trigger (``namespace/name``) again. It is listed no more once the event is stored,
         which is listed if it fails as well."""
         held = await asyncio.to_thread(self.letters.find, trigger, position)
-        done = await self._redrive(held, held.left, ask)
+        done = await self._redrive(held, held.left, ask, _by_name(self._table()))
         await self._noted([(trigger, position)])
         return done
 
@@ -190,8 +190,10 @@ class Resender:
     async def redrive_all(self, names: Sequence[tuple[str, int]], ask: Redrive) -> Sequence[Settled]:
         """`redrive` for many letters, as they are; those that fail keep the others from nothing."""
 
+        triggers = _by_name(self._table())
+
         async def redriven(held: Held, left: int) -> int | None:
-            return (await self._redrive(held, left, ask)).position
+            return (await self._redrive(held, left, ask, triggers)).position
 
         return await self._each(names, redriven)
 
@@ -231,9 +233,10 @@ class Resender:
         await self._noted([name for name, told in zip(names, settled, strict=True) if told.error is None])
         return settled
 
-    async def _redrive(self, held: Held, left: int, ask: Redrive) -> Redriven:
+    async def _redrive(self, held: Held, left: int, ask: Redrive, triggers: Mapping[str, TriggerSpec]) -> Redriven:
         position = held.found.seq
-        spec = self._trigger(held.trigger, "Another one gets the event with: penstock replay --trigger NAME --id EVENT")
+        hint = "Another one gets the event with: penstock replay --trigger NAME --id EVENT"
+        spec = _trigger(triggers, held.trigger, hint)
         self._check(spec, ask.replay, ask.revision)
         event = self._edited(ask.event) if bytes(ask.event) else held.event
         if event is None:
@@ -334,17 +337,11 @@ class Resender:
         event = found.record.entry.event().with_attributes(**{REPLAY_ATTRIBUTE: ask.replay})
         return await self._forward.send(spec.broker, spec.name, event, Wish(ask.revision, found.seq))
 
-    def _trigger(self, key: str, hint: str = "List those that exist with: penstock get triggers -A") -> TriggerSpec:
-        found = next((trigger for trigger in self._table().triggers.values() if trigger.key == key), None)
-        if found is None:
-            namespace, _, name = key.partition("/")
-            raise NotFound(f"There is no Trigger {name!r} in the namespace {namespace!r}. {hint}.")
-        return found
-
     def _of(self, key: str) -> tuple[TriggerSpec, LogQuery]:
         """The Trigger and the log of its Broker."""
-        spec = self._trigger(key)
-        broker = self._table().brokers.get(spec.broker)
+        table = self._table()
+        spec = _trigger(_by_name(table), key, "List those that exist with: penstock get triggers -A")
+        broker = table.brokers.get(spec.broker)
         reader = self._readers.get(broker.log_class) if broker is not None else None
         if reader is None:
             raise NotFound(f"The Broker {spec.broker} of the Trigger {key} does not exist, or its class is not served.")
@@ -360,6 +357,20 @@ class Resender:
 
     def _edited(self, raw: msgspec.Raw) -> CloudEvent:
         return from_http(_STRUCTURED, bytes(raw))
+
+
+def _by_name(table: Table) -> Mapping[str, TriggerSpec]:
+    """The Triggers by ``namespace/name``: looked up once for a request, which may be for many letters."""
+    return {trigger.key: trigger for trigger in table.triggers.values()}
+
+
+def _trigger(triggers: Mapping[str, TriggerSpec], key: str, hint: str) -> TriggerSpec:
+    """Raises NotFound, with what to do."""
+    found = triggers.get(key)
+    if found is None:
+        namespace, _, name = key.partition("/")
+        raise NotFound(f"There is no Trigger {name!r} in the namespace {namespace!r}. {hint}.")
+    return found
 
 
 def _sent_as(reader: LogQuery, seq: int, uid: str, replay: str) -> int | None:

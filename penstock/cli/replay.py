@@ -105,13 +105,13 @@ def replay(
         "ids": ids,
     }
     target = f"the Revision {namespace}/{revision}" if revision else f"the Trigger {namespace}/{trigger}"
-    chosen = list(_selected(session, criteria))
+    selected = _selected(session, criteria)
     if dry_run:
-        _tell(chosen, target, output)
+        _tell(selected, target, output)
         return
     name = resume or f"replay-{uuid.uuid4().hex[:8]}"
     sending = {"replay": name, "namespace": namespace, "trigger": trigger, "revision": revision, "resumed": True}
-    sender = _Sender(session, sending, [found["position"] for found in chosen], rate, show=output == "text")
+    sender = _Sender(session, sending, [found["position"] for found in selected], rate, show=output == "text")
     again = f"The same command goes on with: --until {rfc3339(end, fraction=True)} --resume {name}"
     if since is not None:
         again += f" --since {rfc3339(since, fraction=True)}"
@@ -144,17 +144,18 @@ def _selected(session: Patient, criteria: Mapping[str, Any]) -> Iterator[Selecte
         click.echo(f"{corrupt} stored events are corrupt and are left out.", err=True)
 
 
-def _tell(chosen: Sequence[Selected], target: str, output: str) -> None:
+def _tell(selected: Iterator[Selected], target: str, output: str) -> None:
     """What a replay would send."""
-    if output == "json":
-        for found in chosen:
+    count = 0
+    for found in selected:
+        count += 1
+        if output == "json":
             click.echo(msgspec.json.encode(found))
-    else:
-        for found in chosen[:SHOWN]:
+        elif count <= SHOWN:
             click.echo(f"{found['time'][:23].replace('T', ' ')}  {found['type']}  {found['id']}")
-        if len(chosen) > SHOWN:
-            click.echo(f"... and {len(chosen) - SHOWN} more")
-    click.echo(f"{_count(len(chosen))} would be sent to {target}; without --dry-run they are.", err=True)
+    if output == "text" and count > SHOWN:
+        click.echo(f"... and {count - SHOWN} more")
+    click.echo(f"{_count(count)} would be sent to {target}; without --dry-run they are.", err=True)
 
 
 class _Sender:
