@@ -87,7 +87,7 @@ class Sieve:
         if asked.id is not None:
             return self._by_id(reader, asked.id, limit, told)
         self._seen, self._older = 0, False
-        if not self._by_delivery:
+        if not self._by_delivery and asked.since is None:
             wanted = None if self._plain else self._wants
             found = reader.newest(limit, namespace=asked.namespace, broker=asked.broker, wanted=wanted)
             self._note_cut(enough=len(found.events) >= limit)
@@ -96,12 +96,14 @@ class Sieve:
         held: list[Found] = []
 
         def hold(found: Found) -> bool:
+            """Wants only what to end with: an event from before."""
             if self._wants(found):
                 held.append(_light(found))
-            return False
+            return asked.since is not None and found.at < asked.since
 
-        through = reader.newest(limit, namespace=asked.namespace, broker=asked.broker, wanted=hold).next
-        events = self._standing_so(sorted(held, key=_seq), limit, told)
+        through = reader.newest(1, namespace=asked.namespace, broker=asked.broker, wanted=hold).next
+        held.sort(key=_seq)
+        events = self._standing_so(held, limit, told) if self._by_delivery else held[-limit:]
         self._note_cut(enough=len(events) >= limit)
         return Slice(tuple(events), through)
 

@@ -1,7 +1,7 @@
 """Which stored events a question is answered with, over a real log."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,7 +11,7 @@ from broker import sieve as sieving
 from broker.explain import EventView
 from broker.ledger import Attempt, OutcomeName
 from broker.listing import Library
-from broker.log.query import LogReader
+from broker.log.query import Found, LogReader
 from broker.log.sqlite import SqliteLog
 from broker.resources import DEFAULT_CLASS
 from broker.sieve import Question, Sieve, read_filters, read_states
@@ -145,3 +145,15 @@ def test_a_filter_that_cannot_be_read_is_refused_with_its_reason(filters: str, s
 def test_a_state_that_there_is_not_is_refused_with_those_that_there_are():
     with pytest.raises(InvalidInput, match=r"state must be one of pending, delivered, failed, .* \(got 'lost'\)"):
         read_states(["failed", "lost"])
+
+
+def test_what_is_older_than_asked_for_is_not_looked_at(library: Library, monkeypatch: pytest.MonkeyPatch):
+    looked_at: list[Found] = []
+
+    def wants(self: Sieve, found: Found, before: Callable[[Sieve, Found], bool] = Sieve._wants) -> bool:
+        looked_at.append(found)
+        return before(self, found)
+
+    monkeypatch.setattr(Sieve, "_wants", wants)
+    found = library.newest(10, Sieve(Question(since=1005.0)), table())
+    assert (ids(found.events), [each.seq for each in looked_at]) == ("fg", [7, 6, 5])
