@@ -259,15 +259,17 @@ class TableBuilder:
         or whose Broker is not the same. Nothing else is looked at, so that ten thousand Triggers may come one by one.
         """
         brokers = dict(self.table.brokers)
+        given: dict[str, None] = {}
         told: dict[str, None] = {}
         moved: dict[str, None] = {}
         for change in changes:
             if change.key.kind in GIVERS:
-                key = self._give(change, brokers)
-                if brokers.get(key) != self.table.brokers.get(key):
-                    moved |= self._of.get(key, {})
+                given[self._give(change, brokers)] = None
             elif change.key.kind in TAKERS:
                 told |= self._told(change)
+        for key in given:  # only now: a Trigger that left a Broker and came back among these changes is its own again
+            if brokers.get(key) != self.table.brokers.get(key):
+                moved |= self._of.get(key, {})
         triggers, unread = dict(self.table.triggers), set(self.table.unread)
         changed: list[str] = []
         for uid in told | moved:
