@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Final, Protocol, TypeVar
 
 from broker.flow.repeats import LookBack
@@ -104,7 +105,7 @@ class Intake:
             back.start(self._guarded(self._seen))
         elif missing := self._missing():
             self._reading = True
-            self._services.log.pick(taker.trigger.broker, missing, self._guarded(self._reopened))
+            self._services.log.pick(taker.trigger.broker, missing, self._guarded(partial(self._reopened, missing)))
         else:
             self.catch_up()
 
@@ -172,8 +173,8 @@ class Intake:
         held = self._taker.held()
         return sorted(opened.difference(held)) if len(opened) > len(held) else []
 
-    def _reopened(self, page: Page) -> None:
-        asked, subscription = self._missing(), self._taker.subscription
+    def _reopened(self, asked: Sequence[int], page: Page) -> None:
+        subscription = self._taker.subscription
         found = set()
         for record in sorted(page.records, key=lambda record: record.seq):
             found.add(record.seq)

@@ -5,7 +5,6 @@ import json
 import signal
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,14 +24,14 @@ DELIVERY = {"retry": 2, "backoffPolicy": "linear", "backoffDelay": "PT1.2S"}
 KEPT_S = 1.2
 
 
-@pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.service("redis"))])
-def log(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
-    if request.param == "sqlite":
-        return lambda owner: str(tmp_path / "log.db")
-    return named(request.getfixturevalue("redis_url"))
+@pytest.mark.service("redis")
+async def test_attempts_go_on_counting_and_keep_their_time_though_the_broker_is_killed(redis_url: str, tmp_path: Path):
+    async with asyncio.TaskGroup() as tasks:  # side by side, because they mostly wait
+        tasks.create_task(kill_between_attempts(str(tmp_path / "log.db")))
+        tasks.create_task(kill_between_attempts(named(redis_url)("first")))
 
 
-async def test_attempts_go_on_counting_and_keep_their_time_though_the_broker_is_killed(log: Callable[[str], str]):
+async def kill_between_attempts(log: str) -> None:
     times: asyncio.Queue[float] = asyncio.Queue()
     letters: asyncio.Queue[bytes] = asyncio.Queue()
 
@@ -53,7 +52,7 @@ async def test_attempts_go_on_counting_and_keep_their_time_though_the_broker_is_
     delivery = {**DELIVERY, "deadLetterSink": {"uri": f"{base}/sink"}}
     with bound() as reserved:
         port = reserved.getsockname()[1]
-    broker = Broker("ingress,dispatch", log("first"), port, [f"{base}/ {json.dumps(delivery)}"])
+    broker = Broker("ingress,dispatch", log, port, [f"{base}/ {json.dumps(delivery)}"])
     await broker.start()
     try:
         async with asyncio.timeout(DEADLINE_S):
