@@ -7,6 +7,7 @@ that cannot start says why. A part of it that ends by itself ends the whole: it 
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import resource
@@ -29,6 +30,12 @@ log: Final = logging.getLogger(__name__)
 CANNOT_START: Final = 69
 PART_ENDED: Final = 70
 CUT_SHORT: Final = 75
+
+#: So many containers are made, and not given up, before the young ones are looked through for cycles. Python's 700 are
+#: fewer than a burst of events holds at a time, and all of those are looked at in vain; these hold some 2 MB.
+YOUNG_OBJECTS: Final = 10_000
+#: Looks at the younger generation before one at the next older.
+LOOKS: Final = 20
 
 #: For the answers that a drain gives at its end to reach their clients.
 ANSWER_S: Final = 0.5
@@ -135,6 +142,7 @@ async def _serve(
         async with compose(ending):
             end.starting = False
             on_serving()
+            _settle_memory()
             log.info("serving")
             await end.asked.wait()
             log.info("draining", extra={"facts": {"within_s": ending.drain_s}})
@@ -154,6 +162,14 @@ def _must_go_on(task: asyncio.Task[None]) -> None:
     log.critical("part of the process ended", exc_info=error, extra={"facts": {"part": task.get_name()}})
     # Not an orderly end: what runs on would pretend to be whole. A new process is started at once.
     os._exit(PART_ENDED)
+
+
+def _settle_memory() -> None:
+    """What a process has once it serves stays for its life: look for cycles there no more, and less often elsewhere.
+    The hot path leaves none, and looking in vain was a tenth of a delivery's CPU."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, LOOKS, LOOKS)
 
 
 def _raise_file_limit() -> None:
