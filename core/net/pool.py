@@ -24,6 +24,10 @@ __all__ = ["Pool"]
 #: Of several equal listeners, so many are tried for one connection: each may take the time-out of connecting.
 MAX_PLACES_TRIED: Final = 3
 
+#: So many connections are opened at a time where there are no more yet: one whose first packet is lost must not keep
+#: all requests waiting.
+MIN_CONNECTING: Final = 4
+
 #: So long a listener that could not be connected to is tried after the others.
 AVOIDED_S: Final = 2.0
 
@@ -100,16 +104,28 @@ class Pool:
             if not connection.transport.is_closing():
                 request.attach(connection)
                 return
-        if len(self._connections) + len(self._connecting) < self._limits.max_connections_per_address:
-            self._open()
-        elif len(self._waiting) >= self._limits.max_waiting_per_address:
+        if len(self._waiting) >= self._limits.max_waiting_per_address:
             text = f"Too many requests wait for a connection to {self.name} ({len(self._waiting)})."
             asyncio.get_running_loop().call_soon(request.fail, ConnectFailed(text))
             return
         self._waiting.append(request)
         request.queue = self._waiting
+        self._grow()
 
     # ---- opening
+
+    def _grow(self) -> None:
+        """Open as many connections as requests wait, but no more at a time than there are already: those of a burst are
+        mostly answered before, on the ones that there are. A connection costs several times what a request does, and is
+        soon closed again when it was needed for one only."""
+        connecting = self._connecting
+        most = min(
+            len(self._waiting),
+            max(MIN_CONNECTING, len(self._connections)),
+            self._limits.max_connections_per_address - len(self._connections),
+        )
+        while len(connecting) < most:
+            self._open()
 
     def _open(self) -> None:
         task = asyncio.get_running_loop().create_task(self._connect())
@@ -159,6 +175,7 @@ class Pool:
         why = task.result()
         if why is not None:
             self._failed(why)
+        self._grow()
 
     def _failed(self, why: str) -> None:
         """One connection did not come. With others there, only the longest waiting request fails; else all do."""
@@ -192,9 +209,8 @@ class Pool:
         self._connections.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
-        spare = self._limits.max_connections_per_address - len(self._connections) - len(self._connecting)
-        if len(self._waiting) > len(self._connecting) and spare > 0 and not self._client.closed:
-            self._open()
+        if not self._client.closed:
+            self._grow()
         self._client.tidy(self)
 
     def sweep(self, before: float) -> None:

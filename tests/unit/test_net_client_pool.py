@@ -89,6 +89,23 @@ async def test_idle_connections_are_bounded() -> None:
         await turns_until(lambda: sum(peer.reader.at_eof() for peer in connections) == 2)
 
 
+async def test_a_burst_is_answered_on_few_connections_where_each_request_is_answered_at_once() -> None:
+    async with raw_server(_keep) as (address, connections), client_of() as client:
+        await asyncio.gather(*(_get(client, address) for _ in range(100)))
+        assert len(connections) < 100
+
+
+async def test_each_request_of_a_burst_gets_a_connection_of_its_own_where_answers_take_long() -> None:
+    recorder = Recorder()
+    async with serving(recorder) as server, client_of() as client:
+        requests = [asyncio.ensure_future(_get(client, server.address)) for _ in range(100)]
+        await recorder.request(99)
+        assert len(server.connections) == 100
+        for exchange in recorder.exchanges:
+            exchange.respond(200, [], b"")
+        await asyncio.gather(*requests)
+
+
 async def test_connections_to_an_address_are_bounded_and_the_others_wait_in_order() -> None:
     recorder = Recorder()
     async with serving(recorder) as server, client_of(ClientLimits(max_connections_per_address=2)) as client:
