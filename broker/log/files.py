@@ -97,7 +97,7 @@ class Files:
         page_size = self._one("PRAGMA page_size")
         writer.execute(f"PRAGMA max_page_count = {max(1, full_bytes // page_size)}")
         held = self._one("PRAGMA user_version")
-        if lost := lost_commits(path):
+        if lost := lost_commits(path, writer):
             facts = {"file": f"{path}-wal", "commits": lost}
             logger.error(
                 "the write-ahead log is damaged, or a power cut tore its end: "

@@ -7,6 +7,7 @@ before the next begins: behind what a power cut tore there may be the end of one
 
 from __future__ import annotations
 
+import sqlite3
 import struct
 from pathlib import Path
 from typing import Final
@@ -15,23 +16,20 @@ __all__ = ["lost_commits"]
 
 _HEADER: Final = struct.Struct(">4xII4xII8x")  # version, page size, salts; of 32 bytes
 _FRAME: Final = struct.Struct(">4xIII8x")  # the database's size where the frame ends a commit, and salts; of 24 bytes
-#: Where the index that SQLite has made says how many frames it goes by, in the machine's byte order.
-_LAST_FRAME: Final = struct.Struct("=I")
-_LAST_FRAME_AT: Final = 16
 
 
-def lost_commits(path: Path) -> int:
-    """How many commits of the write-ahead log of the database at `path`, which a connection has read from and not
-    written to, are behind the last frame that SQLite goes by. Raises OSError."""
-    index = path.with_name(path.name + "-shm")
+def lost_commits(path: Path, connection: sqlite3.Connection) -> int:
+    """How many commits of the write-ahead log of the database at `path`, which `connection` is to and has not written
+    to, are behind the last frame that SQLite goes by. It brings in what that has. Raises OSError and sqlite3.Error.
+
+    SQLite says itself how far it goes. Its index (`-shm`) says so too, and must not be opened here: closing any file of
+    it lets go of the process's locks on it (POSIX), and the next process that reads the log would then take it for
+    nobody's, cut it to nothing and so end this one by SIGBUS.
+    """
+    _, last, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
     log = path.with_name(path.name + "-wal")
-    if not index.exists() or not log.exists():
+    if last < 0 or not log.exists():
         return 0
-    with index.open("rb") as file:
-        told = file.read(_LAST_FRAME_AT + _LAST_FRAME.size)
-    if len(told) < _LAST_FRAME_AT + _LAST_FRAME.size:
-        return 0
-    (last,) = _LAST_FRAME.unpack_from(told, _LAST_FRAME_AT)
     lost = 0
     with log.open("rb") as file:
         head = file.read(_HEADER.size)

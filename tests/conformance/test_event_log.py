@@ -3,6 +3,8 @@
 import asyncio
 import resource
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -22,6 +24,20 @@ class TestMemoryLog(EventLogSuite):
     @pytest.fixture
     def log(self) -> MemoryLog:
         return MemoryLog()
+
+
+#: Asks for the lock on the index of the write-ahead log that each connection shares (SQLite's "dead man's switch",
+#: https://sqlite.org/walformat.html#locks). Who gets it alone takes the index for nobody's, and makes it anew.
+_TAKE = """
+import fcntl, sys
+
+with open(sys.argv[1], "r+b") as file:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 128)
+        print("nobody's")
+    except BlockingIOError:
+        print("in use")
+"""
 
 
 class _Opened:
@@ -63,6 +79,23 @@ class TestSqliteLog(EventLogSuite, DurableLogSuite):
         before = _commits(opened.path)
         await append(opened.log, *(entry(str(n)) for n in range(50)))
         assert _commits(opened.path) - before <= 2
+
+    @pytest.mark.parametrize("again", [False, True], ids=["new", "opened again"])
+    async def test_other_processes_find_the_index_in_use_and_do_not_cut_it_under_its_writer(
+        self, opened: _Opened, again: bool
+    ):
+        await append(opened.log, entry("a"))
+        if again:
+            await opened.again()
+            await append(opened.log, entry("b"))
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-c", _TAKE, f"{opened.path}-shm"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == "in use\n"
 
     async def test_a_second_writer_is_refused(self, opened: _Opened):
         second = SqliteLog(opened.path)
