@@ -94,7 +94,8 @@ class Expression:
         """What somebody hardly means who writes this as a filter, though it is an expression."""
         kind = Type.STRING if isinstance(self.node, Attribute) else result_type(self.node)
         if kind is not Type.BOOLEAN:
-            yield f"gives the {kind}, and a filter needs a Boolean: no event passes"
+            given = "a String" if kind is Type.STRING else "an Integer"
+            yield f"gives {given}, and a filter needs a Boolean: no event passes"
         yield from _doubts(self.node)
         for node in self._mixed:
             yield f"is read as `{_with_parentheses(node)}`: put parentheses where AND, OR and XOR are mixed"

@@ -146,7 +146,7 @@ def test_an_expression_that_hardly_anybody_means_is_doubted_with_its_path():
     assert rules(doubted) == []
     (doubt,) = TRIGGER_KIND.doubts(doubted)
     assert str(doubt) == (
-        "spec.filters[1].any[0].not.cesql: gives the Integer, and a filter needs a Boolean: no event passes"
+        "spec.filters[1].any[0].not.cesql: gives an Integer, and a filter needs a Boolean: no event passes"
     )
 
 
