@@ -81,6 +81,11 @@ class Delivery:
             logger.exception("what follows from an answer failed by a fault", extra={"facts": self.facts()})
             self.courier.failed(self, error)
 
+    @property
+    def is_for_subscriber(self) -> bool:
+        """Neither a dead letter nor a reply."""
+        return self.letter is None and self.reply is None
+
     def facts(self) -> dict[str, str | int]:
         return {"trigger": self.courier.trigger.key, "position": self.record.seq}
 

@@ -283,7 +283,7 @@ class Dispatcher:
     def _line_up(self, delivery: Delivery) -> None:
         """An attempt is due. Letters and replies do not wait for the rate, which is the subscriber's, and go alone, as
         does what goes elsewhere."""
-        if delivery.letter is not None or delivery.reply is not None:
+        if not delivery.is_for_subscriber:
             if self._bucket is not None:
                 self._ready.appendleft(delivery)
                 return
@@ -318,9 +318,8 @@ class Dispatcher:
         while ready and len(under_way) < parallelism:
             delivery = ready[0]
             place = courier.place(delivery)
-            is_first = delivery.letter is None and delivery.reply is None
             if place is None:
-                if not is_first:
+                if not delivery.is_for_subscriber:
                     self._unplaced.append(ready.popleft())
                     continue
                 only = delivery.record.entry.only
@@ -329,7 +328,7 @@ class Dispatcher:
                 ready.popleft()
                 courier.refuse(delivery, f"{only.uri} is no address that can be sent to.")
                 continue
-            if bucket is not None and is_first and (wait_s := bucket.take(self._loop.time())) > 0:
+            if bucket is not None and delivery.is_for_subscriber and (wait_s := bucket.take(self._loop.time())) > 0:
                 self._wake_in(wait_s)
                 return
             ready.popleft()
@@ -354,7 +353,8 @@ class Dispatcher:
 
     def _mature(self, gate: Gate) -> None:
         now = self._services.clock.now()
-        self._ready.extend(gate.matured(now))
+        for delivery in gate.matured(now):
+            self._line_up(delivery)
         at = gate.next_at()
         if at is not None:
             self._wake_in(max(at - now, 0.0))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from broker.flow.gathering import MAX_BATCH_BYTES, Gathering
 from broker.flow.order import Lanes, key_of
 from broker.flow.rate import Bucket, burst_of
+from broker.flow.repeats import Repeats
 from broker.flow.settings import ANNOTATIONS, FLOW_GROUP, KAFKA_ORDER, ORDER_KEYS, PLAIN, Flow, flow_of, validate_flow
 from broker.log.port import Entry, Record
 from broker.memo import NOTHING, Planned, decode_memo, encode_memo
@@ -233,3 +234,44 @@ def test_batches_are_within_their_limits_in_order_and_none_waits_longer_than_ask
         now = due
         pump()
     assert sent == list(range(len(sizes)))
+
+
+# ---- repeats
+
+
+def record(seq: int, event_id: str, at: float, source: str = "/s") -> Record:
+    return Record(seq, Entry("default/default", {"source": source, "id": event_id}, b"", b"", at, 255))
+
+
+@given(
+    sent=st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 30)), max_size=60),
+    window_s=st.sampled_from([5.0, 60.0]),
+)
+def test_a_repeat_is_what_has_the_same_id_as_one_within_the_window_before_it(sent, window_s: float):
+    repeats = Repeats(window_s)
+    records, now = [], 1000.0
+    for number, (event_id, wait_s) in enumerate(sent):
+        now += wait_s
+        records.append(record(number, event_id, now))
+    for number, made in enumerate(records):
+        id_, at = made.entry.attributes["id"], made.entry.at
+        before = [r for r in records[:number] if r.entry.attributes["id"] == id_ and at - r.entry.at <= window_s]
+        assert repeats.is_repeat(made) == bool(before)
+        assert not repeats.is_repeat(made), "an event is no repeat of itself"
+
+
+def test_source_and_id_are_not_mixed_up():
+    repeats = Repeats(60.0)
+    assert not repeats.is_repeat(record(1, "2/3", 0.0, source="1"))
+    assert not repeats.is_repeat(record(2, "3", 0.0, source="12/"))
+    assert repeats.is_repeat(record(3, "2/3", 0.0, source="1"))
+
+
+def test_what_is_remembered_has_a_bound(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("broker.flow.repeats.MAX_REMEMBERED", 10)
+    repeats = Repeats(1000.0)
+    for number in range(100):
+        assert not repeats.is_repeat(record(number, str(number), 0.0))
+    assert len(repeats) == 10
+    assert repeats.is_repeat(record(100, "95", 0.0))
+    assert not repeats.is_repeat(record(101, "5", 0.0))

@@ -529,6 +529,17 @@ async def test_an_event_in_the_answer_to_a_batch_is_no_reply():
 
 
 @plane_test
+async def test_events_that_are_delayed_come_together_as_well():
+    plane = Plane(flowing(flow={**MANY, "delay": "1m"}))
+    await asyncio.sleep(1)
+    await plane.send(*(str(n) for n in range(12)))
+    await asyncio.sleep(59)
+    assert plane.subscribers.requests == []
+    await asyncio.sleep(10)
+    assert [len(ids_of(request)) for request in plane.subscribers.at(HERE)] == [10, 2]
+
+
+@plane_test
 async def test_the_rate_counts_the_events_of_batches():
     plane = Plane(flowing(flow={**MANY, "rate": "2"}))
     await asyncio.sleep(1)
