@@ -216,25 +216,26 @@ class ReadHead(NamedTuple):
 class ResponseHeads(_Heads):
     """Reads heads of answers. After `read`: `headers`, `keep_alive`, and `length` as in `ReadHead`."""
 
-    __slots__ = ("_known", "headers", "keep_alive", "length")
+    __slots__ = ("headers", "keep_alive", "known", "length")
 
     _kind = httptools.HttpResponseParser
 
     def __init__(self) -> None:
         super().__init__()
-        self._known: dict[bytes, ReadHead] = {}
+        #: Heads that were read lately, by their bytes.
+        self.known: dict[bytes, ReadHead] = {}
 
     def of(self, raw: bytes) -> ReadHead:
         """What one whole head says, from memory where the same bytes came before: servers of one kind answer one kind
         of request with the same head for a second, until its Date changes. Raises Refused."""
-        found = self._known.get(raw)
+        found = self.known.get(raw)
         if found is None:
             status = self.read(raw)
             found = ReadHead(raw, status, self.headers, self.length, self.keep_alive)
             if status >= 200 and len(raw) <= MAX_KNOWN_HEAD_BYTES:
-                if len(self._known) >= MAX_KNOWN_HEADS:
-                    self._known.clear()
-                self._known[raw] = found
+                if len(self.known) >= MAX_KNOWN_HEADS:
+                    self.known.clear()
+                self.known[raw] = found
         return found
 
     def read(self, head: bytes) -> int:

@@ -82,6 +82,29 @@ async def test_the_connection_used_last_is_used_first_so_that_the_others_can_go(
     assert sorted(served.values()) == [1, 1, 4]
 
 
+EMPTY = b"HTTP/1.1 202 Accepted\r\ncontent-length: 0\r\n\r\n"
+GONE = b"HTTP/1.1 202 Accepted\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+NOTHING = b"HTTP/1.1 204 No Content\r\n\r\n"
+
+
+async def test_answers_that_are_the_same_empty_one_are_each_an_answer_and_keep_the_connection_or_not() -> None:
+    answers = (EMPTY, EMPTY, NOTHING, NOTHING, GONE)
+    async with raw_server(_answering(*answers)) as (address, connections), client_of() as client:
+        for number in range(2):
+            heard = [await _get(client, address) for _ in answers]
+            assert [(answer.status, answer.body) for answer in heard] == [(202, b"")] * 2 + [(204, b"")] * 2 + [
+                (202, b"")
+            ]
+            assert len(connections) == number + 1
+
+
+async def test_an_empty_answer_that_more_follows_is_the_last_on_its_connection() -> None:
+    async with raw_server(_answering(EMPTY, EMPTY + b"HTTP")) as (address, connections), client_of() as client:
+        for _ in range(3):
+            assert (await _get(client, address)).status == 202
+        assert len(connections) == 2
+
+
 async def test_idle_connections_are_bounded() -> None:
     limits = ClientLimits(max_idle_per_address=1)
     async with raw_server(_keep) as (address, connections), client_of(limits) as client:

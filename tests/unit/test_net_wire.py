@@ -279,7 +279,7 @@ def test_the_heads_that_are_known_are_bounded():
     for number in range(MAX_KNOWN_HEADS + 1):
         heads.of(b"HTTP/1.1 200 OK\r\nx-number: %d\r\n\r\n" % number)
     heads.of(b"HTTP/1.1 200 OK\r\nx-long: %b\r\n\r\n" % (b"x" * MAX_KNOWN_HEAD_BYTES))
-    assert len(heads._known) == 1
+    assert len(heads.known) == 1
 
 
 def test_a_head_that_is_refused_is_refused_each_time():
