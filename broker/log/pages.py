@@ -48,7 +48,7 @@ class Pages:
             if self._is_all(page, number, after):
                 return page
             facts = {"broker": broker, "after": after, "through": page.through}
-            logger.error("the event log's index is damaged; events are read without it", extra={"facts": facts})
+            logger.error("the event log is damaged; events are read without its index", extra={"facts": facts})
         elif not isinstance(page, FileDamaged):
             return page
         through = min(after + limit, last)
@@ -110,14 +110,17 @@ class Pages:
         return Page(records, through if more else max(through, last), tuple(corrupt), more)
 
     def _is_all(self, page: Page, number: int, after: int) -> bool:
-        """Whether the table has no more of the Broker's events there than the index."""
+        """Whether the index led to all of the Broker's events that the table has there, and to each of them once."""
+        seqs = {record.seq for record in page.records}.union(page.corrupt)
+        if len(seqs) < len(page.records) + len(page.corrupt) or min(seqs, default=after + 1) <= after:
+            return False
         if not 0 < page.through - after <= CHECKED_POSITIONS:
             return True
         try:
             ((count,),) = self._connection.execute(_COUNT, (after, page.through, number))
-        except sqlite3.Error:  # a page that only other Brokers' events are on
-            return True
-        return bool(count <= len(page.records) + len(page.corrupt))
+        except sqlite3.Error:  # what is on a damaged page of the table is not known
+            return False
+        return bool(count == len(seqs))
 
     def _indexed(self, number: int, after: int, through: int) -> frozenset[int]:
         """The positions of the Broker's events as the index has them; none where it cannot be read either."""

@@ -144,7 +144,7 @@ def record_of(row: tuple[Any, ...], broker: str, via: str | None) -> Record:
         attributes = head_attributes(head)
     except (TypeError, ValueError, struct.error, InvalidInput) as error:
         raise Corrupt(f"The event at position {seq} is not what was written: {error}.") from error
-    return Record(seq, Entry(broker, attributes, head, data, at / 1_000_000, ttl, cause, via, only))
+    return Record(seq, Entry(broker, attributes, head, data, at / 1_000_000, ttl, cause or None, via, only))
 
 
 def encode_attempt(attempt: Attempt, subscription: int) -> AttemptRow:
