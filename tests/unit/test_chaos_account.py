@@ -144,6 +144,16 @@ def test_what_one_process_delivers_twice_no_crash_explains(account: Account):
     assert not verdict.holds
 
 
+def test_a_process_whose_leases_ran_out_may_deliver_what_was_in_flight_again(account: Account):
+    deliver(account, "all", "k-1", "k-2")
+    deliver(account, "ordered", "k-1", "k-2", at=10.0)
+    account.bereft(1, 11.0)
+    deliver(account, "ordered", "k-1", at=12.0)
+    assert account.verdict().holds
+    deliver(account, "ordered", "k-1", at=13.0)
+    assert not account.verdict().holds
+
+
 def test_what_a_process_delivers_that_another_one_had_and_lives_no_crash_explains(account: Account):
     deliver(account, "all", "k-1", "k-2")
     deliver(account, "ordered", "k-1", "k-2")

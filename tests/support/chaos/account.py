@@ -89,9 +89,10 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Taken(msgspec.Struct, frozen=True):
-    """`number` counts what the subscriber took from this process."""
+    """The request `came` before it was taken; `number` counts what the subscriber took from this process."""
 
     process: int
+    came: float
     at: float
     number: int
 
@@ -112,7 +113,8 @@ class Account:
         #: By subscriber and event, in which step of this account it was first attempted, and first taken.
         self._began: dict[str, dict[str, int]] = {name: {} for name in self._subscribers}
         self._done: dict[str, dict[str, int]] = {name: {} for name in self._subscribers}
-        self._deaths: dict[int, float] = {}
+        #: When each process died, and when one that lives lost its leases.
+        self._ends: dict[int, list[float]] = defaultdict(list)
         #: By subscriber and process, how many events were taken.
         self._counts: Counter[tuple[str, int]] = Counter()
         self._strange: set[Missing] = set()
@@ -141,11 +143,12 @@ class Account:
             self._damaged.add(Missing(subscriber, event))
         self._began[subscriber].setdefault(event, self._step)
 
-    def taken(self, subscriber: str, event: str, process: int, at: float) -> None:
-        """It is about to be answered with success; the request came from broker process `process`."""
+    def taken(self, subscriber: str, event: str, process: int, at: float, *, waited_s: float = 0.0) -> None:
+        """It is about to be answered with success, `waited_s` after the request came from broker process `process`."""
         self._step += 1
         self._counts[(subscriber, process)] += 1
-        self._taken[subscriber][event].append(_Taken(process, at, self._counts[(subscriber, process)]))
+        number = self._counts[(subscriber, process)]
+        self._taken[subscriber][event].append(_Taken(process, at - waited_s, at, number))
         self._done[subscriber].setdefault(event, self._step)
 
     def replied(self, event: str, reply: str) -> None:
@@ -156,7 +159,14 @@ class Account:
     # ---- what the killer tells
 
     def died(self, process: int, at: float) -> None:
-        self._deaths[process] = at
+        self._ends[process].append(at)
+
+    # ---- what the broker's own log tells
+
+    def bereft(self, process: int, at: float) -> None:
+        """It found that its leases had run out, as of a process that is gone: what was in flight comes again, from
+        whoever has them then."""
+        self._ends[process].append(at)
 
     # ---- what it proves
 
@@ -193,13 +203,15 @@ class Account:
 
     def _unexplained(self, first: _Taken, second: _Taken, since: int) -> str:
         """`since` is how many events the subscriber took from the first one's process after it."""
+        ended = self._ends[first.process]
         if second.process == first.process:
-            return f"process {first.process} delivered it twice"
-        died = self._deaths.get(first.process)
-        if died is None:
+            ended = [at for at in ended if first.came <= at <= second.at]
+            if not ended:
+                return f"process {first.process} delivered it twice"
+        elif not ended:
             return f"process {second.process} delivered it, and {first.process}, which had, did not die"
-        if died - first.at > UNSETTLED_S and since > UNSETTLED:
-            return f"it was taken {died - first.at:.1f} s and {since} events before process {first.process} died"
+        if ended[0] - first.at > UNSETTLED_S and since > UNSETTLED:
+            return f"it was taken {ended[0] - first.at:.1f} s and {since} events before process {first.process} died"
         return ""
 
     def _disorders(self, subscriber: str) -> Iterable[Disorder]:

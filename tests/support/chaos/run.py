@@ -32,6 +32,8 @@ PAUSE_S: Final = 0.08
 DEADLINE_S: Final = 60.0
 #: What the Trigger asks that wants its events in order.
 ORDER: Final = {f"{FLOW_GROUP}/order": "ordered"}
+#: What a broker process logs whose lease of a Trigger ran out; only logs on servers have leases.
+LEASE_LOST: Final = b"another process delivers for a Trigger from now on"
 #: A moment that a process was to die at and that does not come: it is killed then.
 PATIENCE_S: Final = 4.0
 
@@ -102,6 +104,7 @@ class Run:
         done: Counter[str] = Counter()
         missed = 0
         async with Server(subscribers.handle) as server, asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
             self._subscribers_port = server.port
             self._port = free_port()
             senders = [tasks.create_task(self._send(f"k{n}")) for n in range(SENDERS)]
@@ -180,7 +183,18 @@ class Run:
         triggers.append(Wanted(REFUSING, f"{base}/{REFUSING}", f"{base}/letters"))
         setup = msgspec.json.encode(Setup(log=self._log, port=self._port, triggers=triggers, death=death))
         command = [sys.executable, "-m", "tests.support.chaos.process", setup.decode()]
-        return await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=asyncio.subprocess.PIPE)
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=pipe, stderr=pipe)
+        self._tasks.create_task(self._listen(number, process))
+        return process
+
+    async def _listen(self, number: int, process: asyncio.subprocess.Process) -> None:
+        """Pass on what the process says; that it lost its leases explains what comes again."""
+        assert process.stderr is not None
+        async for line in process.stderr:
+            sys.stderr.write(f"process {number}: {line.decode(errors='replace')}")
+            if LEASE_LOST in line:
+                self._account.bereft(number, asyncio.get_running_loop().time())
 
     def _moment(self, moment: Chaos) -> None:
         """Something happened that a process may be waiting for to die of."""

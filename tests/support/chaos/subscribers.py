@@ -63,7 +63,7 @@ class Subscribers:
         process, _, name = request.words[1][1:].partition("/")
         if name == REFUSING:
             return Answer(400)
-        event = request.headers["ce-id"]
+        event, came = request.headers["ce-id"], self._loop.time()
         self._account.attempted(name, event, intact=request.body == data_of(event))
         if not self.well:
             if name in ("flaky", "ordered") and self._rng.random() < FAILS:
@@ -72,7 +72,8 @@ class Subscribers:
                 await asyncio.sleep(self._rng.uniform(0, SLOWEST_S))
             if name == "flapping" and self._is_down():
                 return None
-        self._account.taken(name, event, int(process), self._loop.time())
+        now = self._loop.time()
+        self._account.taken(name, event, int(process), now, waited_s=now - came)
         self._loop.call_soon(self._heard)
         if name != "replies" or request.headers["ce-type"] != EVENT_TYPE:
             return Answer(202)
