@@ -15,7 +15,7 @@ from broker.delivery import DeadLetter, Decision, Done, Outcome, RetryAt, decide
 from broker.destinations import Destination, Destinations
 from broker.ledger import Attempt, OutcomeName
 from broker.log.port import Entry, Record
-from broker.replies import is_spent, reply_entry, reply_to_send
+from broker.replies import hops_line, is_spent, reply_entry, reply_to_send, with_hops
 from broker.services import Services
 from broker.table import TriggerSpec
 from core.errors import InvalidInput, PenstockError
@@ -200,8 +200,12 @@ class Courier:
         other = delivery.letter or delivery.reply
         if other is None and not policy.structured:
             head, data = self.places.plain(entry.head), entry.data
+            if place.is_broker:
+                head += hops_line(entry)
         else:
             event = other or entry.event()
+            if place.is_broker:
+                event = with_hops(event, entry)
             head, data = self.places.encode(event, structured=policy.structured, replies=other is None)
         delivery.asks = place.target.function
         self._fetch(place, head, data, delivery.answered)
@@ -217,7 +221,9 @@ class Courier:
             delivery.asks = place.target.function
         batch.attempt = max(delivery.attempt for delivery in batch.deliveries)
         try:
-            head, body = self.places.encode_batch(delivery.record.entry.event() for delivery in batch.deliveries)
+            entries = [delivery.record.entry for delivery in batch.deliveries]
+            events = (with_hops(entry.event(), entry) if place.is_broker else entry.event() for entry in entries)
+            head, body = self.places.encode_batch(events)
             self._fetch(place, head, body, batch.answered)
         except Exception as error:  # boundary: as for an answer
             logger.exception("events could not be sent by a fault", extra={"facts": batch.facts()})

@@ -19,14 +19,18 @@ __all__ = ["Destination", "Destinations"]
 
 logger = logging.getLogger(__name__)
 
+#: What the hosts of the Brokers' ingress begin with (`core.net.names`).
+INGRESS_HOST: Final = b"broker-ingress."
 _SENDS_REPLIES: Final = b"prefer: reply\r\n"
 
 
 class Destination(msgspec.Struct, frozen=True):
-    """An address to send to, parsed once, and the headers that it takes."""
+    """An address to send to, parsed once, and the headers that it takes. `is_broker` tells that it is a Broker or
+    channel of the platform, which is told how many more times the event may come around."""
 
     target: Target
     headers: Headers
+    is_broker: bool = False
 
 
 class Destinations:
@@ -54,7 +58,8 @@ class Destinations:
             logger.error("a Trigger's destination is not usable; its events wait", extra={"facts": facts})
             return None
         headers = [(b"host", target.host)]
-        return Destination(target, encoded([*headers, ASKS] if target.function else headers))
+        is_broker = target.host.startswith(INGRESS_HOST)
+        return Destination(target, encoded([*headers, ASKS] if target.function else headers), is_broker)
 
     def plain(self, head: bytes) -> bytes:
         """The header lines of a stored event in binary mode, whose encoded `head` is."""

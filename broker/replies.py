@@ -9,10 +9,11 @@ from broker.log.port import Entry, Record
 from core.events import CloudEvent, binary_head, check_head, from_http
 from core.net.types import Response
 
-__all__ = ["TTL_ATTRIBUTE", "is_spent", "reply_entry", "reply_to_send"]
+__all__ = ["TTL_ATTRIBUTE", "hops_line", "is_spent", "reply_entry", "reply_to_send", "with_hops"]
 
 #: How many more times an event may come back as a reply; Knative's name for it, taken off what is delivered.
 TTL_ATTRIBUTE: Final = "knativebrokerttl"
+_HOPS: Final = b"ce-" + TTL_ATTRIBUTE.encode() + b": %d\r\n"
 
 
 def is_spent(asked: Entry) -> bool:
@@ -38,4 +39,15 @@ def reply_to_send(asked: Record, answer: Response) -> CloudEvent:
     """
     event = from_http(answer.headers, answer.body)
     check_head(event, binary_head(event))
-    return event.with_attributes(**{TTL_ATTRIBUTE: str(asked.entry.ttl)})
+    return with_hops(event, asked.entry)
+
+
+def hops_line(entry: Entry) -> bytes:
+    """The header line that tells the next Broker or channel how many more times the event may come around: those that
+    pass an event on to each other in a circle would never end either."""
+    return _HOPS % entry.ttl
+
+
+def with_hops(event: CloudEvent, entry: Entry) -> CloudEvent:
+    """As `hops_line`, for what is not sent as it is stored."""
+    return event.with_attributes(**{TTL_ATTRIBUTE: str(entry.ttl)})

@@ -23,7 +23,7 @@ T = TypeVar("T")
 #: Of one Trigger, some 15 MB; the oldest go before their time where more arrive within the window.
 MAX_REMEMBERED: Final = 100_000
 #: Events asked from the log at once while looking back.
-LOOK_BACK_EVENTS: Final = 1000
+LOOK_BACK_EVENTS: Final = 256
 
 
 class Repeats:

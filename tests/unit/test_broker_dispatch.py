@@ -23,7 +23,7 @@ from core.limits import MAX_ATTRIBUTES_BYTES
 from core.net.names import Names
 from core.net.types import ConnectFailed, ConnectionLost, Headers
 from core.resources import Resource
-from tests.support.broker import Answer, Subscribers, binary, broker, trigger
+from tests.support.broker import Answer, Request, Subscribers, binary, broker, trigger
 from tests.support.virtual_time import VirtualClock, run_virtual
 
 HERE = "subscriber.test"
@@ -470,6 +470,37 @@ async def test_an_endless_loop_of_replies_ends_as_a_dead_letter_that_says_so():
     (letter,) = plane.subscribers.at(SINK)
     assert letter.event.attributes["knativeerrorcode"] == "400"
     assert b"too many times" in base64.b64decode(letter.event.attributes["knativeerrordata"])
+
+
+BROKER_HOST = "broker-ingress.localhost"
+
+
+@pytest.mark.parametrize("delivery", [{}, {"format": "json"}], ids=["binary", "structured"])
+def test_brokers_that_pass_an_event_on_to_each_other_in_a_circle_end_with_a_dead_letter(delivery: dict[str, Any]):
+    async def main() -> None:
+        sink = {**delivery, "deadLetterSink": {"uri": f"http://{SINK}/"}}
+        spec = {"delivery": sink, "dead_letter_uri": f"http://{SINK}/"}
+        plane = Plane(trigger("t", f"http://{BROKER_HOST}/default/default", **spec))
+
+        def ingress(request: Request, n: int) -> Answer:
+            ttl = int(request.event.attributes["knativebrokerttl"]) - 1  # as `broker.ingress` counts
+            if ttl <= 0:
+                return Answer(400, body=b"The event has passed too many Brokers.")
+            attributes = {k: v for k, v in request.event.attributes.items() if k != "knativebrokerttl"}
+            event = CloudEvent(attributes=attributes, data=request.event.data)
+            plane.log.append(msgspec.structs.replace(_entry(event, plane.clock.now()), ttl=ttl), _durable)
+            return Answer(202)
+
+        plane.subscribers.scripts[BROKER_HOST] = ingress
+        await asyncio.sleep(1)
+        await plane.send("e1")
+        await asyncio.sleep(60)
+        assert len(plane.subscribers.at(BROKER_HOST)) == 255
+        (letter,) = plane.subscribers.at(SINK)
+        assert b"too many Brokers" in base64.b64decode(letter.event.attributes["knativeerrordata"])
+        assert "knativebrokerttl" not in letter.event.attributes
+
+    run_virtual(main())
 
 
 # ---- Triggers come, change and go
