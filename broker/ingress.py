@@ -98,11 +98,14 @@ class Ingress:
         return self._other(head, exchange)
 
     def _receive(self, door: _Door, head: RequestHead, exchange: Exchange) -> BodySink:
-        publish = _Publish(self, door, head, exchange)
         length, most = head.content_length, MAX_EVENT_BYTES
         if (length is None or length > most) and batch_type(head.headers) is not None:
             most = MAX_BATCH_BYTES
-        return collect(exchange, max_bytes=most, then=publish.received, head=head)
+        if length is not None and length > most:
+            what = "Send a reference to the data, or several batches."
+            self.refuse(exchange, 413, f"The body has {length} bytes, and at most {most} bytes are taken. {what}")
+            return IGNORE
+        return collect(exchange, max_bytes=most, then=_Publish(self, door, head, exchange).received)
 
     # ---- everything but the common case
 

@@ -177,9 +177,11 @@ def test_what_cannot_be_taken_is_refused_with_the_reason(
     method: str, target: str, headers: Headers, body: bytes, status: int, says: bytes
 ):
     async def main() -> None:
-        ingress, log, _ = make()
+        ingress, log, metrics = make()
         exchange = ask(ingress.handle, target, headers, body, method=method)
         assert exchange.status == status
+        if target != "/metrics":
+            assert f'penstock_broker_requests_refused_total{{status="{status}"}} 1' in metrics.expose()
         assert says in exchange.body
         assert exchange.header(b"content-type") == b"text/plain; charset=utf-8"
         if status == 405:
