@@ -62,7 +62,7 @@ def events(follow: bool, limit: int, question: Question, output: str, server: st
         which = " that match" if question.query else ""
         click.echo(f"No events{which} yet. Publish one with: penstock send --type hello", err=True)
     if answer.get("cut"):
-        hint = "For older ones name a Broker or an id."
+        hint = "For older ones name a Broker or an id; `penstock dlq list` has failures of any age."
         click.secho(f"Only the newest {LOOKED_AT:,} events of each log were looked at. {hint}", dim=True, err=True)
     if follow:
         with until_interrupted():
