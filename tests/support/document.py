@@ -38,8 +38,8 @@ Every command, and every option. They speak to the platform whose data directory
     penstock events --follow                           # in another
 
 Errors go to standard error, as one sentence and what to do next. Exit codes: 0 done, 1 refused or failed, 2 wrong
-usage, 3 what is named does not exist, 4 no platform answers. `--output json` is for programs. Colours are used on a
-terminal only.
+usage, 3 what is named does not exist, 4 no platform answers, 5 `penstock plan --exit-code` has found changes. `--output
+json` is for programs. Colours are used on a terminal only.
 
 This page is written by `python -m tests.support.document` from the commands themselves.
 """
