@@ -16,7 +16,17 @@ from broker.log.query import Delivery, Found, LogQuery
 from broker.table import TriggerSpec
 from core.clock import rfc3339
 
-__all__ = ["DeliveryState", "EventView", "Explanation", "TriggerView", "describe", "explain", "listed"]
+__all__ = [
+    "AttemptView",
+    "DeliveryState",
+    "EventView",
+    "Explanation",
+    "TriggerView",
+    "attempt_views",
+    "describe",
+    "explain",
+    "listed",
+]
 
 #: Replies to replies that are followed, and events in one answer: a loop makes a tree of 255 levels.
 MAX_DEPTH: Final = 10
@@ -225,7 +235,7 @@ class _Story:
                     trigger=delivery.name,
                     matched=None,
                     state=standing(delivery.attempts).outcome,
-                    attempts=_attempts(delivery.attempts),
+                    attempts=attempt_views(delivery.attempts),
                     replies=tuple(told.get(uid, [])),
                     repeats=tuple(again.get(uid, ())),
                 )
@@ -251,7 +261,7 @@ class _Story:
             failed=None if verdict.matched else verdict,
             state=state,
             waits_for=self._waits_for(trigger, found.at, state),
-            attempts=_attempts(attempts),
+            attempts=attempt_views(attempts),
             replies=tuple(replies),
         )
 
@@ -286,7 +296,7 @@ def _is_ahead(position: Position | None, seq: int) -> bool:
     return position is None or seq > position.through or seq in position.open
 
 
-def _attempts(attempts: Sequence[Attempt]) -> tuple[AttemptView, ...]:
+def attempt_views(attempts: Sequence[Attempt]) -> tuple[AttemptView, ...]:
     return tuple(
         AttemptView(
             number=attempt.number,

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from broker.explain import AttemptView, attempt_views
 from broker.ledger import UNDELIVERED, Attempt, standing
 from broker.listing import Away
 from broker.log.query import Delivery, Found, LogQuery
@@ -45,23 +46,12 @@ class Letter(msgspec.Struct, frozen=True, kw_only=True):
     repeats: int | None = None
 
 
-class AttemptTold(msgspec.Struct, frozen=True, kw_only=True):
-    """One attempt, as `broker.explain` tells it."""
-
-    number: int
-    time: str
-    status: int
-    latency_ms: float
-    outcome: str
-    reason: str | None
-
-
 class LetterDetail(msgspec.Struct, frozen=True, kw_only=True):
     """A letter with all of its event, in CloudEvents' JSON format (null where it is corrupt), and each attempt."""
 
     letter: Letter
     event: msgspec.Raw
-    attempts: tuple[AttemptTold, ...]
+    attempts: tuple[AttemptView, ...]
 
 
 class LetterList(msgspec.Struct, frozen=True):
@@ -260,16 +250,5 @@ def letter_of(held: Held) -> Letter:
 
 def detail_of(held: Held) -> LetterDetail:
     event = held.event
-    attempts = tuple(
-        AttemptTold(
-            number=attempt.number,
-            time=rfc3339(attempt.at, fraction=True),
-            status=attempt.status,
-            latency_ms=round(attempt.latency_s * 1000, 3),
-            outcome=attempt.outcome,
-            reason=attempt.reason,
-        )
-        for attempt in held.delivery.attempts
-    )
     told = msgspec.Raw(b"null") if event is None else msgspec.Raw(to_structured(event)[1])
-    return LetterDetail(letter=letter_of(held), event=told, attempts=attempts)
+    return LetterDetail(letter=letter_of(held), event=told, attempts=attempt_views(held.delivery.attempts))

@@ -22,6 +22,7 @@ from penstock.cli.events import warn_of_away
 from penstock.cli.failure import FAILED, NOT_FOUND, Failure
 from penstock.cli.output import age, print_json, print_table
 from penstock.cli.pace import RETRY_S, Pace, Patient, moment
+from penstock.cli.story import attempt_line
 
 __all__ = ["dlq"]
 
@@ -178,11 +179,7 @@ def _show(detail: dict[str, Any]) -> None:
         click.echo(f"repeats  the event at position {letter['repeats']}")
     click.echo(f"reason   {letter['reason'] or 'none was kept'}")
     for attempt in detail["attempts"]:
-        status = attempt["status"] or "no answer"
-        told = f"  {attempt['reason']}" if attempt["reason"] else ""
-        clock = attempt["time"][:23].replace("T", " ")
-        line = f"attempt {attempt['number']}  {clock}  {status}  {attempt['latency_ms']:.1f} ms  {attempt['outcome']}"
-        click.echo(f"  {line}{told}")
+        click.echo(f"  {attempt_line(attempt, dated=True)}")
     if detail["event"] is not None:
         print_json(detail["event"])
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-__all__ = ["clause", "event_line", "explanation_lines", "next_steps"]
+__all__ = ["attempt_line", "clause", "event_line", "explanation_lines", "next_steps"]
 
 _COLOURS: Final = {
     "delivered": "green",
@@ -107,7 +107,7 @@ def _explained(told: Mapping[str, Any], indent: str) -> Iterator[str]:
         branch, below = ("└─ ", "   ") if number == last else ("├─ ", "│  ")
         yield f"{indent}{branch}{_trigger(trigger)}"
         for attempt in trigger["attempts"]:
-            yield f"{indent}{below}{_attempt(attempt)}"
+            yield f"{indent}{below}{attempt_line(attempt)}"
         for reply in trigger["replies"]:
             yield f"{indent}{below}reply:"
             yield from _explained(reply, f"{indent}{below}")
@@ -140,17 +140,18 @@ def clause(verdict: Mapping[str, Any]) -> str:
     return f"{verdict.get('clause', 'filter')}: {verdict.get('attribute', '')} {verdict.get('wanted', '')}; {met}"
 
 
-def _attempt(attempt: Mapping[str, Any]) -> str:
+def attempt_line(attempt: Mapping[str, Any], *, dated: bool = False) -> str:
+    """One attempt: when, what was answered by whom, how long it took, and what followed. With `dated`, the day too."""
+    clock = attempt["time"][:23].replace("T", " ") if dated else attempt["time"][11:23]
     if attempt["outcome"] in _BY_HAND:
-        return f"by hand    {attempt['time'][11:23]}  {attempt['outcome']}  {attempt.get('reason') or ''}".rstrip()
+        return f"by hand    {clock}  {attempt['outcome']}  {attempt.get('reason') or ''}".rstrip()
     if not attempt["number"]:  # nothing was sent
-        return f"not sent   {attempt['time'][11:23]}  {attempt['outcome']}  {attempt.get('reason') or ''}".rstrip()
+        return f"not sent   {clock}  {attempt['outcome']}  {attempt.get('reason') or ''}".rstrip()
     status = str(attempt["status"] or "no answer")
     reason = f"  {attempt['reason']}" if attempt.get("reason") else ""
     outcome = click.style(attempt["outcome"], fg=_COLOURS.get(attempt["outcome"]))
     if attempt["outcome"] in ("dead-lettered", "dead"):
         outcome += " (sent to the dead-letter sink)"
-    clock = attempt["time"][11:23]
     revision = f" from {attempt['revision']}" if attempt.get("revision") else ""
     latency = f"{attempt['latency_ms']:.1f} ms"
     if attempt.get("cold_start_ms") is not None:
