@@ -20,13 +20,17 @@ _FRAME: Final = struct.Struct(">4xIII8x")  # the database's size where the frame
 
 def lost_commits(path: Path, connection: sqlite3.Connection) -> int:
     """How many commits of the write-ahead log of the database at `path`, which `connection` is to and has not written
-    to, are behind the last frame that SQLite goes by. It brings in what that has. Raises OSError and sqlite3.Error.
+    to, are behind the last frame that SQLite goes by. It brings in what that has; 0 where a full disk has no room for
+    it. Raises OSError and sqlite3.Error.
 
     SQLite says itself how far it goes. Its index (`-shm`) says so too, and must not be opened here: closing any file of
     it lets go of the process's locks on it (POSIX), and the next process that reads the log would then take it for
     nobody's, cut it to nothing and so end this one by SIGBUS.
     """
-    _, last, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    try:
+        _, last, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    except sqlite3.OperationalError:  # no room for what it brings in: what is there can still be delivered
+        return 0
     log = path.with_name(path.name + "-wal")
     if last < 0 or not log.exists():
         return 0
