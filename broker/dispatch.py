@@ -270,7 +270,7 @@ class Dispatcher:
         for delivery in sorted(waiting, key=lambda delivery: delivery.record.seq):
             delivery.lane = None
             if self._gate is None or self._gate.admit(delivery, now):
-                self._line_up(delivery)
+                self._go(delivery)
 
     def _go(self, delivery: Delivery) -> None:
         """Nothing holds it back but that an attempt may not be due yet."""
