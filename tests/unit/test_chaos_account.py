@@ -148,9 +148,9 @@ def test_a_process_whose_leases_ran_out_may_deliver_what_was_in_flight_again(acc
     deliver(account, "all", "k-1", "k-2")
     deliver(account, "ordered", "k-1", "k-2", at=10.0)
     account.bereft(1, 11.0)
-    deliver(account, "ordered", "k-1", at=12.0)
+    deliver(account, "ordered", "k-1", at=20.0)
     assert account.verdict().holds
-    deliver(account, "ordered", "k-1", at=13.0)
+    deliver(account, "ordered", "k-1", at=21.0)
     assert not account.verdict().holds
 
 

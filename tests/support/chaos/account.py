@@ -22,11 +22,13 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["UNSETTLED", "UNSETTLED_S", "Account", "Disorder", "Missing", "Repeat", "Verdict"]
+__all__ = ["FROZEN_S", "UNSETTLED", "UNSETTLED_S", "Account", "Disorder", "Missing", "Repeat", "Verdict"]
 
 #: How long the broker may take to keep that an event is done: its flush interval is 20 ms, and a disk that is shared
 #: has been seen to take more than a second for one commit.
 UNSETTLED_S: Final = 3.0
+#: Longer than a lease of a Trigger in any log; a process that is stopped for so long has lost what it had.
+FROZEN_S: Final = 12.0
 #: Twice the deliveries that the broker has under way for one subscriber.
 UNSETTLED: Final = 64
 
@@ -97,6 +99,15 @@ class _Taken(msgspec.Struct, frozen=True):
     number: int
 
 
+class _End(msgspec.Struct, frozen=True):
+    """A process's end: when, how many events each subscriber had taken from it by then, and for how long what it had
+    delivered need not have been kept."""
+
+    at: float
+    counts: dict[str, int]
+    unsettled_s: float
+
+
 class Account:
     """Told by senders and subscribers as it happens; asked for its `verdict` at the end."""
 
@@ -114,7 +125,7 @@ class Account:
         self._began: dict[str, dict[str, int]] = {name: {} for name in self._subscribers}
         self._done: dict[str, dict[str, int]] = {name: {} for name in self._subscribers}
         #: When each process died, and when one that lives lost its leases.
-        self._ends: dict[int, list[float]] = defaultdict(list)
+        self._ends: dict[int, list[_End]] = defaultdict(list)
         #: By subscriber and process, how many events were taken.
         self._counts: Counter[tuple[str, int]] = Counter()
         self._strange: set[Missing] = set()
@@ -159,14 +170,18 @@ class Account:
     # ---- what the killer tells
 
     def died(self, process: int, at: float) -> None:
-        self._ends[process].append(at)
+        self._end(process, at, UNSETTLED_S)
 
     # ---- what the broker's own log tells
 
     def bereft(self, process: int, at: float) -> None:
         """It found that its leases had run out, as of a process that is gone: what was in flight comes again, from
         whoever has them then."""
-        self._ends[process].append(at)
+        self._end(process, at, UNSETTLED_S + FROZEN_S)
+
+    def _end(self, process: int, at: float, unsettled_s: float) -> None:
+        counts = {name: self._counts[(name, process)] for name in self._subscribers}
+        self._ends[process].append(_End(at, counts, unsettled_s))
 
     # ---- what it proves
 
@@ -185,8 +200,7 @@ class Account:
                 for first, second in pairwise(takings):
                     repeats += 1
                     crashes[(subscriber, first.process)] += 1
-                    since = self._counts[(subscriber, first.process)] - first.number
-                    why = self._unexplained(first, second, since)
+                    why = self._unexplained(subscriber, first, second)
                     if why:
                         unexplained.append(Repeat(subscriber, event, why))
         return Verdict(
@@ -201,17 +215,18 @@ class Account:
             unexplained=unexplained,
         )
 
-    def _unexplained(self, first: _Taken, second: _Taken, since: int) -> str:
-        """`since` is how many events the subscriber took from the first one's process after it."""
+    def _unexplained(self, subscriber: str, first: _Taken, second: _Taken) -> str:
         ended = self._ends[first.process]
         if second.process == first.process:
-            ended = [at for at in ended if first.came <= at <= second.at]
+            # The broker's word and its requests come on different ways.
+            ended = [end for end in ended if first.came - UNSETTLED_S <= end.at <= second.at]
             if not ended:
                 return f"process {first.process} delivered it twice"
         elif not ended:
             return f"process {second.process} delivered it, and {first.process}, which had, did not die"
-        if ended[0] - first.at > UNSETTLED_S and since > UNSETTLED:
-            return f"it was taken {ended[0] - first.at:.1f} s and {since} events before process {first.process} died"
+        after_s, after = ended[0].at - first.at, ended[0].counts[subscriber] - first.number
+        if after_s > ended[0].unsettled_s and after > UNSETTLED:
+            return f"it was taken {after_s:.1f} s and {after} events before process {first.process} died"
         return ""
 
     def _disorders(self, subscriber: str) -> Iterable[Disorder]:

@@ -16,7 +16,7 @@ from typing import Final, Literal, get_args
 import msgspec
 
 from broker.flow.settings import FLOW_GROUP
-from tests.support.chaos.account import Account, Verdict
+from tests.support.chaos.account import FROZEN_S, Account, Verdict
 from tests.support.chaos.http import Server, publish
 from tests.support.chaos.process import Death, Moment, Setup, Wanted
 from tests.support.chaos.subscribers import NAMES, ORDERED, REFUSING, Subscribers, data_of, headers_of
@@ -39,11 +39,13 @@ PATIENCE_S: Final = 4.0
 
 #: Where in its life a process dies. any: at some time. starting: before it is ready. accepted: the instant that a
 #: sender has its 202. taken: the instant that a subscriber has taken an event, and the broker does not know it yet.
-#: settled: after some seconds, so that what was done long before must not come again. The others: see `Moment`.
-Chaos = Literal["any", "starting", "accepted", "taken", "settled", "stored", "commit", "checkpoint"]
-#: How often each is drawn, of those that every log has, and of those that only SQLite's has.
+#: settled: after some seconds, so that what was done long before must not come again. frozen: some time after it was
+#: stopped for longer than its leases last, and went on. The others: see `Moment`.
+Chaos = Literal["any", "starting", "accepted", "taken", "settled", "stored", "commit", "checkpoint", "frozen"]
+#: How often each is drawn, of those that every log has, that only SQLite's has, and that only those on servers have.
 _WEIGHTS: Final[dict[Chaos, int]] = {"any": 6, "starting": 2, "accepted": 4, "taken": 4, "settled": 1, "stored": 4}
 _SQLITE_WEIGHTS: Final[dict[Chaos, int]] = {"commit": 4, "checkpoint": 4}
+_SERVER_WEIGHTS: Final[dict[Chaos, int]] = {"frozen": 1}
 
 
 class Killing(msgspec.Struct, frozen=True):
@@ -68,13 +70,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 def plan(kills: int, rng: random.Random, *, sqlite: bool) -> list[Killing]:
     """The same for the same seed."""
-    weights = {**_WEIGHTS, **(_SQLITE_WEIGHTS if sqlite else {})}
+    weights = {**_WEIGHTS, **(_SQLITE_WEIGHTS if sqlite else _SERVER_WEIGHTS)}
     moments = rng.choices(list(weights), list(weights.values()), k=kills)
     return [_killing(moment, rng) for moment in moments]
 
 
 def _killing(moment: Chaos, rng: random.Random) -> Killing:
-    longest_s = {"any": 0.8, "starting": 0.5, "settled": 6.0}.get(moment, 0.0)
+    longest_s = {"any": 0.8, "starting": 0.5, "settled": 6.0, "frozen": 3.0}.get(moment, 0.0)
     shortest_s = 4.0 if moment == "settled" else 0.0
     # Checkpoints are fewer than events.
     most = 6 if moment == "checkpoint" else 40
@@ -162,7 +164,9 @@ class Run:
         """Until the moment has come, or it takes too long."""
         if not await _ready(process):
             return True  # it met its fate while it started
-        if killing.moment in ("any", "settled"):
+        if killing.moment == "frozen":
+            await self._freeze(process)
+        if killing.moment in ("any", "settled", "frozen"):
             await asyncio.sleep(killing.after_s)
             return True
         event = self._reached.wait() if killing.moment in ("accepted", "taken") else process.wait()
@@ -172,6 +176,12 @@ class Run:
         except TimeoutError:
             return False
         return True
+
+    async def _freeze(self, process: asyncio.subprocess.Process) -> None:
+        await asyncio.sleep(0.5)
+        process.send_signal(signal.SIGSTOP)
+        await asyncio.sleep(FROZEN_S)
+        process.send_signal(signal.SIGCONT)
 
     async def _start(self, number: int, death: Death | None) -> asyncio.subprocess.Process:
         base = f"http://127.0.0.1:{self._subscribers_port}/{number}"
