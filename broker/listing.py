@@ -38,11 +38,12 @@ class Away(msgspec.Struct, frozen=True):
 
 
 class EventList(msgspec.Struct, frozen=True):
-    """The answer of ``GET /penstock/v1/events``: ask on with ``after=<next>``. `cut` tells that older events were not
-    looked at, because an answer looks at a bounded number."""
+    """The answer of ``GET /penstock/v1/events``: ask on with ``after=<next>``; `start` is what these come after. `cut`
+    tells that older events were not looked at, because an answer looks at a bounded number."""
 
     events: tuple[EventView, ...]
     next: str
+    start: str
     away: tuple[Away, ...] = ()
     cut: bool = False
 
@@ -75,7 +76,8 @@ class Library:
         start = dict(through)
         for name, event in reversed(last):
             start[name] = event.seq - 1
-        return EventList(self._told(last, parts, start, sieve), self._text(through), away, sieve.cut)
+        told = self._told(last, parts, start, sieve)
+        return EventList(told, self._text(through), self._text(start), away, sieve.cut)
 
     def after(self, text: str, limit: int, sieve: Sieve, table: Table) -> EventList:
         """The first `limit` events after a cursor, of which some may not pass in the end. Raises Unavailable where no
@@ -95,7 +97,7 @@ class Library:
         end: Cursor = {name: parts[name].through if name in parts else start[name] for name in self._readers}
         for name in {name for name, _ in everything[limit:]}:  # what is not told now is asked for again
             end[name] = max((event.seq for of, event in first if of == name), default=start[name])
-        return EventList(self._told(first, parts, start, sieve), self._text(end), away)
+        return EventList(self._told(first, parts, start, sieve), self._text(end), self._text(start), away)
 
     def explain(
         self, event_id: str, table: Table, obstacles: Mapping[str, str]

@@ -55,10 +55,15 @@ def events(follow: bool, limit: int, question: Question, output: str, server: st
       penstock events --since 2h --filter "type LIKE 'order.%' AND EXISTS partitionkey"
     """
     session = Session(server, data)
-    answer = session.api.request("GET", PATH, query=[*question.query, ("limit", str(limit))])
+    # What is on its way at the beginning may still come to a state that is awaited.
+    begins = follow and question.awaits
+    waiting = [("waiting", "true")] if begins else []
+    answer = session.api.request("GET", PATH, query=[*question.query, *waiting, ("limit", str(limit))])
     printer = _Printer(output)
-    printer.show(answer, answer["events"])
-    if not answer["events"] and not (follow and output == "json"):
+    settling = Settling(answer["start" if begins else "next"], awaits=question.awaits)
+    found = settling.due(answer["events"], answer["next"], time.monotonic()) if begins else answer["events"]
+    printer.show(answer, found)
+    if not found and not (follow and output == "json"):
         which = " that match" if question.query else ""
         click.echo(f"No events{which} yet. Publish one with: penstock send --type hello", err=True)
     if answer.get("cut"):
@@ -66,12 +71,11 @@ def events(follow: bool, limit: int, question: Question, output: str, server: st
         click.secho(f"Only the newest {LOOKED_AT:,} events of each log were looked at. {hint}", dim=True, err=True)
     if follow:
         with until_interrupted():
-            _follow(session, question, answer["next"], printer)
+            _follow(session, question, settling, printer)
 
 
-def _follow(session: Session, question: Question, after: str, printer: _Printer) -> NoReturn:
+def _follow(session: Session, question: Question, settling: Settling, printer: _Printer) -> NoReturn:
     """Print events as they settle. Raises Failure where no platform answers for a while."""
-    settling = Settling(after, awaits=question.awaits)
     waiting = Waiting()
     while True:
         time.sleep(INTERVAL_S)

@@ -157,3 +157,13 @@ def test_what_is_older_than_asked_for_is_not_looked_at(library: Library, monkeyp
     monkeypatch.setattr(Sieve, "_wants", wants)
     found = library.newest(10, Sieve(Question(since=1005.0)), table())
     assert (ids(found.events), [each.seq for each in looked_at]) == ("fg", [7, 6, 5])
+
+
+def test_who_waits_begins_before_the_first_event_that_can_still_come_to_it(library: Library):
+    question = Question(states=read_states(["failed"]), trigger="one", waiting=True)
+    first = library.newest(3, Sieve(question), table())
+    assert ([(event.id, event.matches) for event in first.events], first.start) == (
+        [("e", False), ("f", False), ("g", True)],
+        "4",
+    )
+    assert library.after(first.start, 10, Sieve(question), table()).events == first.events
