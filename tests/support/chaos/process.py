@@ -133,6 +133,8 @@ def trigger(wanted: Wanted) -> Resource:
         namespace="default",
         uid=f"trigger-{wanted.name}",
         resource_version="1",
+        # Before any event: where no position was kept yet, a Trigger begins with what arrived since.
+        creation_timestamp="2026-01-01T00:00:00Z",
         annotations=wanted.annotations,
     )
     spec = {"broker": "default", "subscriber": {"uri": wanted.uri}, "delivery": delivery}
