@@ -12,7 +12,7 @@ from broker.fanout import Fanout
 from broker.ledger import OUTCOMES, OutcomeName
 from broker.log.port import LedgerLog
 from broker.services import Sender, Services
-from broker.table import Table, TriggerSpec
+from broker.table import EMPTY, Table, TriggerSpec
 from core.clock import Clock
 from core.errors import Unavailable
 from core.net.names import Names
@@ -126,14 +126,16 @@ class _Deliveries:
         self._metrics = metrics
         self._counters: dict[tuple[str, OutcomeName], Counter] = {}
         self._keys: dict[tuple[str, OutcomeName], str] = {}
+        self._table: Table = EMPTY
         text = "From sending an event to the end of the answer."
         self._latency: Histogram = metrics.histogram("penstock_broker_delivery_latency_seconds", text)
 
     def count(self, trigger: TriggerSpec, outcome: OutcomeName, latency_s: float) -> None:
         counter = self._counters.get((trigger.uid, outcome))
-        if counter is None:
+        if counter is None and trigger.uid in self._table.triggers:  # not where one that is gone ends its last attempts
             counter = self._first(trigger, outcome)
-        counter.value += 1
+        if counter is not None:
+            counter.value += 1
         self._latency.observe(latency_s)
 
     def _first(self, trigger: TriggerSpec, outcome: OutcomeName) -> Counter:
@@ -145,6 +147,7 @@ class _Deliveries:
 
     def forget_others(self, table: Table, changed: Collection[str] | None) -> None:
         """End the series of Triggers that are gone; of all, or of those that changed."""
+        self._table = table
         uids = {uid for uid, _ in self._counters} if changed is None else changed
         for uid in uids:
             if uid in table.triggers:

@@ -156,6 +156,23 @@ def test_metrics_tell_deliveries_by_trigger_and_end_with_it():
     run_virtual(main())
 
 
+def test_a_delivery_that_ends_after_its_trigger_leaves_no_series_behind():
+    async def main() -> None:
+        async with Running() as running:
+            await running.broker()
+            trigger = await running.trigger("t")
+            running.subscribers.scripts[HERE] = lambda request, n: Answer(after_s=5)
+            await asyncio.sleep(1)
+            await running.send("e1")
+            await running.store.delete(trigger.key)
+            await asyncio.sleep(10)
+            await running.trigger("other")
+            await asyncio.sleep(1)
+            assert 'trigger="default/t"' not in running.metrics.expose()
+
+    run_virtual(main())
+
+
 def test_housekeeping_keeps_idle_positions_and_removes_old_events():
     async def main() -> None:
         async with Running() as running:
