@@ -194,7 +194,13 @@ class Dispatcher:
         return self._repeats is not None
 
     def recalled(self, memo: Memo) -> None:
-        self._planned = memo.by_seq()
+        # Neither what has ended since it was kept, nor, after a fault, what is in memory and knows it better.
+        subscription, held = self.subscription, self.held()
+        self._planned = {
+            seq: planned
+            for seq, planned in memo.by_seq().items()
+            if seq > subscription.through or (seq in subscription.open and seq not in held)
+        }
         if memo.filtered == fingerprint(self.trigger.filter):
             self._since = memo.since
 
@@ -425,14 +431,15 @@ class Dispatcher:
 
     def _after(self) -> None:
         """A place in the window is free."""
-        if self._ready or self._gathering is not None:
+        # What the gate delays came perhaps while there was no place, and nothing else looks when its time is.
+        if self._ready or self._gathering is not None or self._gate is not None:
             self._pump()
         if not self._intake.live:
             self._intake.catch_up()
         if self._idle and not self._courier.under_way:
             waiting, self._idle = self._idle, []
             for then in waiting:
-                then()
+                self._loop.call_soon(then)  # the events of a batch are done with one by one, in this turn
 
     # ---- for the next process
 
