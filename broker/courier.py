@@ -245,10 +245,15 @@ class Courier:
         )
 
     def refuse(self, delivery: Delivery, reason: str) -> None:
-        """Give a delivery up that cannot be sent anywhere."""
+        """Give a delivery up that cannot be sent anywhere, in a turn of its own: whoever sends is in the middle of it."""
         delivery.number += 1
         delivery.began = self._services.clock.now()
-        self._give_up(delivery, 0, reason, reason.encode())
+        self.under_way.add(delivery)
+        self._loop.call_soon(self._refused, delivery, reason)
+
+    def _refused(self, delivery: Delivery, reason: str) -> None:
+        if delivery in self.under_way:
+            self._give_up(delivery, 0, reason, reason.encode())
 
     def failed(self, delivery: Delivery | Batch, error: Exception) -> None:
         """An attempt ended by a fault of the platform's own: it counts as one that failed, so that others follow."""

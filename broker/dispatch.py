@@ -326,7 +326,11 @@ class Dispatcher:
             place = courier.place(delivery)
             if place is None:
                 if not delivery.is_for_subscriber:
-                    self._unplaced.append(ready.popleft())
+                    ready.popleft()
+                    if delivery.letter is not None and not self.trigger.wants_sink:
+                        courier.refuse(delivery, "The Trigger has none any more.")
+                    else:
+                        self._unplaced.append(delivery)
                     continue
                 only = delivery.record.entry.only
                 if only is None or only.uri is None:

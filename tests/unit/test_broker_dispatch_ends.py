@@ -67,3 +67,19 @@ async def test_a_fault_brings_back_nothing_of_the_retries_that_were_planned_befo
     dispatcher.mend()
     await asyncio.sleep(5)
     assert dispatcher._planned == {}
+
+
+@plane_test
+async def test_letters_that_wait_for_a_sink_that_is_not_wanted_any_more_are_given_up():
+    wanted = {"deadLetterSink": {"ref": {"apiVersion": "v1", "kind": "Service", "name": "later"}}, "retry": 0}
+    plane = Plane(trigger("t", delivery=wanted))
+    plane.script(HERE, Answer(400))
+    await asyncio.sleep(1)
+    ids = [str(n) for n in range(600)]
+    await plane.send(*ids)
+    await asyncio.sleep(5)
+    assert len(plane.open()) == 600
+    plane.apply(trigger("t", delivery={"retry": 0}))
+    await asyncio.sleep(5)
+    assert plane.open() == []
+    assert plane.outcomes(600)[-1][2] == "dead"
