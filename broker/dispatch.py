@@ -108,6 +108,8 @@ class Dispatcher:
         if self._repeats is not None and (self._since is None or trigger.filter != before.filter):
             self._since = self.subscription.through
             self._keep()
+        elif self._repeats is None and before.flow.window_s:
+            self._keep()  # what is looked at from now on is not told apart by filter: a later window must not go by it
         if self.is_halted():
             self._intake.live = False
         unplaced, self._unplaced = self._unplaced, []

@@ -83,3 +83,23 @@ async def test_letters_that_wait_for_a_sink_that_is_not_wanted_any_more_are_give
     await asyncio.sleep(5)
     assert plane.open() == []
     assert plane.outcomes(600)[-1][2] == "dead"
+
+
+@plane_test
+async def test_what_was_not_offered_while_no_window_was_asked_for_makes_nothing_a_repeat_after_a_restart():
+    window, wanted, others = {"deduplicate": "PT1H"}, {"attributes": {"type": "a"}}, {"attributes": {"type": "b"}}
+    plane = Plane(flowing(flow=window, filter=wanted))
+    await asyncio.sleep(1)
+    await plane.send("0", type="a")
+    await asyncio.sleep(5)
+    plane.apply(trigger("t", filter=wanted))
+    await asyncio.sleep(5)
+    plane.apply(trigger("t", filter=others))
+    await plane.send("x", type="a")
+    await asyncio.sleep(5)
+    await plane.fanout.drain(1)
+    second = Plane(flowing(flow=window, filter=wanted), log=plane.log)
+    await asyncio.sleep(1)
+    await second.send("x", type="a")
+    await asyncio.sleep(5)
+    assert second.subscribers.ids(HERE) == ["x"]
