@@ -245,7 +245,7 @@ class Courier:
         )
 
     def refuse(self, delivery: Delivery, reason: str) -> None:
-        """Give a delivery up that cannot be sent anywhere, in a turn of its own: whoever sends is in the middle of it."""
+        """Give a delivery up that cannot be sent anywhere, in a turn of its own: who sends is in the middle of it."""
         delivery.number += 1
         delivery.began = self._services.clock.now()
         self.under_way.add(delivery)
