@@ -171,7 +171,8 @@ class Intake:
         """What is open and not in memory."""
         opened = self._taker.subscription.open
         held = self._taker.held()
-        return sorted(opened.difference(held)) if len(opened) > len(held) else []
+        # Not told by how many there are: what is held may be done with already, by an attempt from before a hand-over.
+        return sorted(opened.difference(held))
 
     def _reopened(self, asked: Sequence[int], page: Page) -> None:
         subscription = self._taker.subscription

@@ -1,8 +1,11 @@
 """Deliveries where several settings meet, and what is left of them when they end, on virtual time."""
 
 import asyncio
+from collections import deque
 
+from broker.courier import Delivery
 from broker.memo import decode_memo
+from broker.table import TableBuilder
 from tests.support.broker import Answer, trigger
 from tests.unit.test_broker_dispatch import HERE, Plane, plane_test
 from tests.unit.test_broker_flow_dispatch import flowing
@@ -103,3 +106,26 @@ async def test_what_was_not_offered_while_no_window_was_asked_for_makes_nothing_
     await second.send("x", type="a")
     await asyncio.sleep(5)
     assert second.subscribers.ids(HERE) == ["x"]
+
+
+@plane_test
+async def test_what_a_fault_kept_from_being_taken_is_found_though_an_attempt_from_before_ended_another_event():
+    spec = trigger("t", delivery={"retry": 5, "backoffPolicy": "linear", "backoffDelay": "PT50S"})
+    plane = Plane(spec)
+    plane.script(HERE, Answer(after_s=5), Answer(503), Answer(202))
+    await asyncio.sleep(1)
+    await plane.send("1")
+    plane.fanout.swap(TableBuilder().build([], [spec]))
+    plane.apply(spec)  # its Broker went and came again while the first was under way, which the log counts
+    await asyncio.sleep(10)
+    dispatcher = plane.fanout._dispatchers["uid-t"]
+
+    class Faulty(deque[Delivery]):
+        def append(self, item: Delivery) -> None:
+            dispatcher._ready = deque()
+            raise RuntimeError("a fault")
+
+    dispatcher._ready = Faulty()
+    await plane.send("2")
+    await asyncio.sleep(20)
+    assert plane.subscribers.ids(HERE) == ["1", "1", "2"]
