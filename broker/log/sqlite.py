@@ -322,6 +322,9 @@ class SqliteLog:
             connection.executemany(schema.ADD_EVENT, rows)
         if batch.notes:
             connection.executemany(schema.ADD_ATTEMPT, batch.notes)
+        if batch.dropped:  # before what is kept: that was subscribed anew since
+            connection.executemany(schema.DROP_POSITION, [(number,) for number in batch.dropped])
+            connection.executemany(schema.DROP_MEMO, [(number,) for number in batch.dropped])
         for subscription in batch.dirty.values():
             position = subscription.snapshot()
             number_of = self._numbers[subscription.uid]
@@ -331,9 +334,6 @@ class SqliteLog:
             )
             row = (number_of, subscription.uid, broker, subscription.name, position.through, opened)
             connection.execute(schema.KEEP_POSITION, row)
-        if batch.dropped:
-            connection.executemany(schema.DROP_POSITION, [(number,) for number in batch.dropped])
-            connection.executemany(schema.DROP_MEMO, [(number,) for number in batch.dropped])
         if batch.memos:
             connection.executemany(schema.KEEP_MEMO, batch.memos.items())
         # Encoding the rows above may have numbered Brokers that were not seen before.
@@ -371,6 +371,9 @@ class SqliteLog:
                 self._writer.execute("ROLLBACK")
         except sqlite3.Error as again:
             logger.error("a failed commit was not rolled back", extra={"facts": {"error": str(again)}})
+        for number in self._next_batch.dropped:  # meanwhile: what was to be kept of it brings nothing back
+            batch.dirty.pop(self._uids[number], None)
+            batch.memos.pop(number, None)
         self._next_batch.put_back(batch)
         for _, then in batch.events:
             then(error)
