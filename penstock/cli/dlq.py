@@ -21,7 +21,7 @@ from penstock.cli.context import PATIENCE_S, Session, namespace_option, output_o
 from penstock.cli.events import warn_of_away
 from penstock.cli.failure import FAILED, NOT_FOUND, Failure
 from penstock.cli.output import age, print_json, print_table
-from penstock.cli.pace import RETRY_S, Pace, Patient, moment
+from penstock.cli.pace import RETRY_S, Pace, Patient, Rate, moment
 from penstock.cli.story import attempt_line
 
 __all__ = ["dlq"]
@@ -189,9 +189,7 @@ def _show(detail: dict[str, Any]) -> None:
 @_choosing
 @click.option("--all", "everything", is_flag=True, help="All of the namespace.")
 @click.option("--revision", help="Send to this Revision instead of the Trigger's subscriber.")
-@click.option(
-    "--rate", type=click.FloatRange(0, 100_000), default=50.0, show_default=True, help="A second; 0: no limit."
-)
+@click.option("--rate", type=Rate(), default=50.0, show_default=True, help="A second; 0: no limit.")
 @click.option("--edit", is_flag=True, help="Edit the event in $EDITOR first; for one letter.")
 @click.option(
     "--with", "replacement", metavar="FILE", help="Send this event (JSON) instead; - is stdin. For one letter."

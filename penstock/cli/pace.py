@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from penstock.cli.api import Refused
 from penstock.cli.context import PATIENCE_S, Session, Waiting
 from penstock.cli.failure import Failure
 
-__all__ = ["RETRY_S", "Pace", "Patient", "moment"]
+__all__ = ["RETRY_S", "Pace", "Patient", "Rate", "moment"]
 
 _UNITS_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _AGO: Final = re.compile(r"([0-9]{1,6})([smhd])\Z")
@@ -22,6 +23,22 @@ _AGO: Final = re.compile(r"([0-9]{1,6})([smhd])\Z")
 RETRY_S: Final = 0.5
 REQUESTS_A_SECOND: Final = 5
 _UNAVAILABLE: Final = 503
+MAX_RATE: Final = 100_000
+#: One in a quarter of an hour. Waits grow without end below, to more than a clock can sleep.
+MIN_RATE: Final = 0.001
+
+
+class Rate(click.FloatRange):
+    """An option's rate, a second: 0, or what `Pace` can keep to. A range alone lets NaN through."""
+
+    def __init__(self) -> None:
+        super().__init__(0, MAX_RATE)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        rate = float(super().convert(value, param, ctx))
+        if math.isnan(rate) or 0 < rate < MIN_RATE:
+            self.fail(f"{value} is no rate: give 0 for no limit, or from {MIN_RATE} to {MAX_RATE}.", param, ctx)
+        return rate
 
 
 class Pace:
@@ -57,10 +74,10 @@ def moment(_context: click.Context, option: click.Parameter, value: str | None) 
     if ago:
         return time.time() - int(ago[1]) * _UNITS_S[ago[2]]
     try:
-        found = datetime.fromisoformat(value)
-    except ValueError as error:
+        # The earliest and latest years have no timestamp where the local time is another day's.
+        return datetime.fromisoformat(value).timestamp()
+    except (ValueError, OverflowError) as error:
         raise click.BadParameter(f"{value!r} is no time: write 2h, 30m, 7d, or 2026-11-25T18:00:00Z.") from error
-    return found.timestamp()
 
 
 class Patient:

@@ -18,7 +18,7 @@ from penstock.cli.asked import filters_of
 from penstock.cli.context import Session, is_label, namespace_option, output_option, platform_options
 from penstock.cli.failure import FAILED, Failure
 from penstock.cli.output import print_json
-from penstock.cli.pace import Pace, Patient, moment
+from penstock.cli.pace import Pace, Patient, Rate, moment
 
 __all__ = ["replay"]
 
@@ -49,9 +49,7 @@ Selected = Mapping[str, Any]
     metavar="EXPRESSION",
     help="Instead of the Trigger's own: CloudEvents SQL, NAME=VALUE, or a Trigger's `filters` as JSON, [] for all.",
 )
-@click.option(
-    "--rate", type=click.FloatRange(0, 100_000), default=50.0, show_default=True, help="A second; 0: no limit."
-)
+@click.option("--rate", type=Rate(), default=50.0, show_default=True, help="A second; 0: no limit.")
 @click.option("--dry-run", is_flag=True, help="Only tell which events and how many.")
 @click.option("--resume", metavar="REPLAY", help="Go on with this replay: what it has sent is left out.")
 @click.option("--wait", is_flag=True, help="Wait until each is delivered or given up, and tell how many.")

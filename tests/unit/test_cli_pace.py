@@ -7,7 +7,7 @@ import pytest
 
 from penstock.cli.api import Refused
 from penstock.cli.failure import UNREACHABLE, Failure
-from penstock.cli.pace import Pace, Patient, moment
+from penstock.cli.pace import Pace, Patient, Rate, moment
 
 OPTION = click.Option(["--since"])
 CONTEXT = click.Context(click.Command("list"))
@@ -97,3 +97,19 @@ def test_a_platform_that_has_answered_is_waited_for_and_one_that_has_not_is_told
     assert patient.repeated, "so what was asked may have been done twice"
     with pytest.raises(Refused, match="no such"):
         Patient(Answers(Refused("There is no such thing.", 404, {}))).request("GET", "/")
+
+
+@pytest.mark.parametrize("text", ["nan", "1e-300", "-1", "inf", "fast"])
+def test_a_rate_that_nobody_can_keep_to_is_refused(text: str):
+    with pytest.raises(click.BadParameter):
+        Rate().convert(text, OPTION, CONTEXT)
+
+
+@pytest.mark.parametrize(("text", "rate"), [("0", 0.0), ("0.001", 0.001), ("100000", 100_000.0)])
+def test_a_rate_is_none_or_within_its_bounds(text: str, rate: float):
+    assert Rate().convert(text, OPTION, CONTEXT) == rate
+
+
+def test_a_time_before_the_first_year_here_is_refused():
+    with pytest.raises(click.BadParameter, match="is no time"):
+        moment(CONTEXT, OPTION, "0001-01-01")
