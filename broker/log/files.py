@@ -64,13 +64,17 @@ class Files:
         except OSError as error:
             os.close(self._lock)
             raise Unavailable(f"The event log {path} is in use by another process.") from error
-        if not path.exists():
-            # Events are their senders' business: made before SQLite would, which gives its other files the same mode.
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            _sync_folders(path)
-        self.writer = _connect(path)
-        self.reader = _connect(path)
-        self.checkpointer = _connect(path)
+        try:
+            if not path.exists():
+                # Events are their senders' business: made before SQLite would, which gives its other files this mode.
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                _sync_folders(path)
+            self.writer = _connect(path)
+            self.reader = _connect(path)
+            self.checkpointer = _connect(path)
+        except BaseException:
+            os.close(self._lock)  # or the next try in this process would take it for another's
+            raise
         try:
             self._prepare(path, full_bytes)
             log = path.with_name(path.name + "-wal")
