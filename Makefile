@@ -10,6 +10,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 UP ?=
 CHAOS ?=
+BENCH ?=
 UPLOADS := examples/pictures/buckets/uploads
 
 .PHONY: help run demo test check unit conformance e2e cluster services bench chaos fmt lock clean python
@@ -49,14 +50,9 @@ cluster: $(VENV)/.dev ## A real Kubernetes control plane, pods as local processe
 services: $(VENV)/.dev ## Start the servers that tests and `--broker-log` can use, and print their variables
 	@$(BIN)/python -m tests.support.services
 
-bench: $(VENV)/.run ## The benchmarks: JSON on each one's last line
-	$(BIN)/python -m bench gateway
-	$(BIN)/python -m bench broker
-	$(BIN)/python -m bench ingest
-	$(BIN)/python -m bench filters
-	$(BIN)/python -m bench fanout
-	$(BIN)/python -m bench isolation
-	$(BIN)/python -m bench coldstart
+bench: $(VENV)/.run ## The benchmarks: JSON on each one's last line (BENCH=--quick for a short form)
+	@set -e; for each in gateway broker ingest filters fanout isolation coldstart; do \
+		echo "$(BIN)/python -m bench $$each $(BENCH)"; $(BIN)/python -m bench $$each $(BENCH); done
 
 fmt: $(VENV)/.dev ## Format, and mend what the linter can
 	$(BIN)/ruff format .
