@@ -216,6 +216,8 @@ async def _answer(work: Awaitable[object]) -> Response:
         return _json(404, _Problem(str(error)))
     except PenstockError as error:
         return _json(503, _Problem(str(error)))
+    except RecursionError:
+        return _json(400, _Problem("The request cannot be read: it is nested too deeply."))
     return _json(200, found)
 
 

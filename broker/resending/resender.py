@@ -7,18 +7,26 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
 from broker.directed import Wish
 from broker.filters import Filter
-from broker.ledger import standing
+from broker.ledger import UNDELIVERED, standing
 from broker.log.query import Found, LogQuery
 from broker.resending.forward import Forward
 from broker.resending.letters import Held, Letters
 from broker.resending.letters import missing as missing_letter
-from broker.resending.replaying import REPLAY_ATTRIBUTE, Criteria, Selection, Window, select, window
+from broker.resending.replaying import (
+    MAX_SCANNED,
+    REPLAY_ATTRIBUTE,
+    Criteria,
+    Selection,
+    Window,
+    select,
+    window,
+)
 from broker.resources import TriggerShape, compile_filter
 from broker.table import Table, TriggerSpec
 from core.errors import InvalidInput, NotFound, PenstockError, Unavailable
@@ -41,6 +49,8 @@ __all__ = [
 
 #: Events sent again for one request: it is answered within some seconds, and who asks sets the pace.
 MAX_POSITIONS: Final = 200
+#: Of ids that one request asks for: each is looked up by itself.
+MAX_IDS: Final = 1000
 #: A row of the ledger is written within `FLUSH_INTERVAL_S`, or with the next event; a log on a server that is busy
 #: takes longer.
 NOTED_S: Final = 5.0
@@ -50,6 +60,9 @@ _AT_ONCE: Final = 16
 
 _REPLAY: Final = re.compile(r"[a-z0-9]([-a-z0-9]{0,62}[a-z0-9])?\Z")
 _STRUCTURED: Final = [(b"content-type", b"application/cloudevents+json")]
+
+#: A position as the logs have them: their files and topics count in 64 bits.
+Position = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,10 +74,10 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     since: float | None = None
     until: float | None = None
     filters: tuple[dict[str, object], ...] | None = None
-    ids: tuple[str, ...] = ()
-    after: int | None = None
-    through: int | None = None
-    limit: int = MAX_POSITIONS
+    ids: Annotated[tuple[str, ...], msgspec.Meta(max_length=MAX_IDS)] = ()
+    after: Position | None = None
+    through: Position | None = None
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_SCANNED)] = MAX_POSITIONS
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +96,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     replay: str
     namespace: str
     trigger: str
-    positions: tuple[int, ...]
+    positions: tuple[Position, ...]
     revision: str | None = None
     resumed: bool = False
 
@@ -103,7 +116,7 @@ class Look(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     namespace: str
     trigger: str
-    positions: tuple[int, ...]
+    positions: tuple[Position, ...]
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,31 +220,41 @@ class Resender:
         """What became of each letter, in their order."""
         if len(names) > MAX_POSITIONS:
             raise InvalidInput(f"letters: there must be at most {MAX_POSITIONS} at once (got {len(names)}).")
-        helds = await asyncio.to_thread(self.letters.find_all, names)
-        counts: Counter[int] = Counter()
+        distinct = tuple(dict.fromkeys(names))
+        helds = dict(zip(distinct, await asyncio.to_thread(self.letters.find_all, distinct), strict=True))
+        settled: dict[tuple[str, int], Settled] = {}
 
-        async def settle(name: tuple[str, int], held: Held | None, left: int) -> Settled:
-            letter = f"{name[0]}/{name[1]}"
+        async def settle(name: tuple[str, int], left: int) -> bool:
+            letter, held = f"{name[0]}/{name[1]}", helds[name]
             try:
                 if held is None:
                     raise missing_letter(*name)
-                return Settled(letter=letter, position=await work(held, left))
+                settled[name] = Settled(letter=letter, position=await work(held, left))
             except PenstockError as error:
                 again, gone = isinstance(error, Unavailable), isinstance(error, NotFound) and held is None
-                return Settled(letter=letter, error=str(error), again=again, gone=gone)
+                settled[name] = Settled(letter=letter, error=str(error), again=again, gone=gone)
+            return settled[name].error is None
 
-        settled: list[Settled] = []
-        for start in range(0, len(names), _AT_ONCE):
-            working = []
-            for name, held in zip(names[start : start + _AT_ONCE], helds[start : start + _AT_ONCE], strict=True):
-                # Those of one event count each other out.
-                left = 0 if held is None else max(0, held.left - counts[held.found.seq])
-                if held is not None:
-                    counts[held.found.seq] += 1
-                working.append(settle(name, held, left))
-            settled += await asyncio.gather(*working)
-        await self._noted([name for name, told in zip(names, settled, strict=True) if told.error is None])
-        return settled
+        async def settle_event(letters: Sequence[tuple[str, int]]) -> None:
+            """One after another: what fails is still undelivered, and who says that nobody is left makes the log
+            forget it."""
+            done = 0
+            for name in letters:
+                held = helds[name]
+                undelivered = held is not None and held.last.outcome in UNDELIVERED
+                left = 0 if held is None else max(0, held.left - done)
+                if await settle(name, left) and undelivered:
+                    done += 1
+
+        events: dict[tuple[str, int], list[tuple[str, int]]] = {}
+        for name, held in helds.items():
+            of = name if held is None else (held.found.broker, held.found.seq)  # positions are a log's own
+            events.setdefault(of, []).append(name)
+        together = tuple(events.values())
+        for start in range(0, len(together), _AT_ONCE):
+            await asyncio.gather(*map(settle_event, together[start : start + _AT_ONCE]))
+        await self._noted([name for name, told in settled.items() if told.error is None])
+        return [settled[name] for name in names]
 
     async def _redrive(self, held: Held, left: int, ask: Redrive, triggers: Mapping[str, TriggerSpec]) -> Redriven:
         position = held.found.seq

@@ -54,6 +54,11 @@ SUBSCRIPTION_OF = Resource(
     },
 )
 
+#: Deeper than Python recurses.
+DEEP = msgspec.Raw(b'{"not":' * 2000 + b'{"exact":{"type":"a"}}' + b"}" * 2000)
+#: One letter, named twice.
+TWICE = ["default/orders/1", "default/orders/1"]
+
 
 class Wire:
     """From the control side to the ingress' handler, without a socket."""
@@ -323,6 +328,37 @@ async def test_letters_of_one_event_that_are_settled_at_once_let_it_go(world: Wo
     assert world.reader.undelivered(0, 10) == ()
 
 
+async def test_a_letter_that_cannot_be_sent_again_stays_when_the_others_of_its_event_can(world: World):
+    (record,) = await append(world.log, entry("a"))
+    world.log.subscribe("uid-gone", BROKER, "default/gone", 0)
+    for uid in ("uid-orders", "uid-gone"):
+        await world.fail(record, uid)
+    body = {"replay": "r", "letters": ["default/gone/1", "default/orders/1"]}
+    _, answer = await world.call("POST", "/dead-letters/redrive", body=body)
+    assert [told["position"] for told in answer["letters"]] == [None, 2]
+    assert await world.letters() == ["default/gone/1"]
+
+
+async def test_a_letter_that_is_named_twice_is_sent_once_and_the_others_of_its_event_stay(world: World):
+    (record,) = await append(world.log, entry("a"))
+    await world.fail(record)
+    await world.fail(record, "uid-picky")
+    _, answer = await world.call("POST", "/dead-letters/redrive", body={"replay": "r", "letters": TWICE})
+    assert [told["position"] for told in answer["letters"]] == [2, 2]
+    assert len(world.stored(1)) == 1
+    assert await world.letters() == ["default/picky/1"]
+
+
+async def test_a_letter_that_its_sink_took_is_none_of_those_that_are_left(world: World):
+    (record,) = await append(world.log, entry("a"))
+    world.log.subscribe("uid-third", BROKER, "default/third", 0)
+    await world.fail(record, outcome="dead-lettered")
+    await world.fail(record, "uid-picky")
+    await world.fail(record, "uid-third")
+    await world.call("POST", "/dead-letters/drop", body={"letters": ["default/orders/1", "default/picky/1"]})
+    assert await world.letters() == ["default/third/1"]
+
+
 async def test_while_the_broker_is_away_nothing_is_lost_and_that_is_said(world: World):
     (record,) = await append(world.log, entry("a"))
     await world.fail(record)
@@ -401,6 +437,12 @@ async def test_a_selection_comes_in_parts_and_ends_where_it_was_begun(world: Wor
         pytest.param({"trigger": "none"}, 404, "no Trigger 'none'", id="trigger"),
         pytest.param({"filters": [{"exact": {}}]}, 400, "exact", id="filter"),
         pytest.param({"filters": [{"sort": {}}]}, 400, "sort", id="unknown dialect"),
+        pytest.param({"after": 2**63, "through": 2**64}, 400, "$.after", id="positions that no log has"),
+        pytest.param({"after": -(10**30), "through": 5}, 400, "$.after", id="positions before the first"),
+        pytest.param({"limit": 0}, 400, "$.limit", id="none"),
+        pytest.param({"ids": ["x"] * 1001}, 400, "$.ids", id="too many ids"),
+        pytest.param({"filters": [DEEP]}, 400, "nested too deeply", id="too deep a filter"),
+        pytest.param({"what": DEEP}, 400, "nested too deeply", id="too deep"),
     ],
 )
 async def test_a_selection_that_cannot_be_made_says_why(world: World, ask: Any, status: int, words: str):
@@ -424,6 +466,14 @@ async def test_a_replay_sends_events_again_and_leaves_out_what_it_sent_before_wh
         "positions": [4, 5, 6],
     }
     assert (await world.call("POST", "/replays", body={**body, "replay": "r-2"}))[1]["sent"] == 3
+
+
+@pytest.mark.parametrize("position", [-1, 2**63, 10**30])
+async def test_a_position_that_no_log_has_is_refused(world: World, position: int):
+    ask = {"namespace": "default", "trigger": "orders", "positions": [position]}
+    for path, more in (("/replays", {"replay": "r"}), ("/replays/states", {})):
+        status, answer = await world.call("POST", path, body={**ask, **more})
+        assert (status, "$.positions[0]" in answer["message"]) == (400, True), answer
 
 
 async def test_how_events_that_were_sent_again_stand_is_told(world: World):
