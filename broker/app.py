@@ -173,6 +173,8 @@ async def _answer(read: Callable[[], T | None], missing: str = "") -> Response:
         return _json(400, _Problem(str(error)))
     except Unavailable as error:
         return _json(503, _Problem(str(error)))
+    except RecursionError:
+        return _json(400, _Problem("The request cannot be read: it is nested too deeply."))
     return _json(404, _Problem(missing)) if found is None else _json(200, found)
 
 

@@ -1,6 +1,7 @@
 """Listing and explaining events, from the file of a log that is being written."""
 
 import sqlite3
+import urllib.parse
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,12 @@ async def test_what_is_no_cursor_is_refused_by_name(tmp_path: Path):
 async def test_a_limit_out_of_range_is_refused(tmp_path: Path):
     status, _ = await get(tmp_path, "/penstock/v1/events", "limit=100000")
     assert status == 422
+
+
+async def test_filters_that_are_nested_too_deeply_are_refused(tmp_path: Path):
+    deep = '[{"not":' + '{"not":' * 900 + '{"exact":{"type":"a"}}' + "}" * 901 + "]"
+    status, answer = await get(tmp_path, "/penstock/v1/events", urllib.parse.urlencode({"filters": deep}))
+    assert (status, answer["message"]) == (400, "The request cannot be read: it is nested too deeply.")
 
 
 async def test_an_explanation_tells_for_each_trigger_what_happened_or_why_nothing_did(tmp_path: Path, log: SqliteLog):
