@@ -100,7 +100,7 @@ def decode_attempt(stored: bytes) -> Attempt:
     """Raises Corrupt."""
     try:
         row = _ATTEMPT.decode(stored)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Corrupt(f"A row of the ledger cannot be read: {error}.") from error
     return Attempt(
         row.seq,

@@ -41,6 +41,11 @@ def test_a_row_of_the_ledger_reads_as_it_was_written_and_one_of_the_first_versio
     assert decode_attempt(first) == Attempt(3, "uid-1", 1000.5, 1, 503, 0.25, "retrying", "busy")
 
 
+def test_a_row_of_the_ledger_that_is_no_text_any_more_is_corrupt():
+    with pytest.raises(Corrupt, match="cannot be read"):
+        decode_attempt(b'[3,"uid-\xff",1000.5,1,503,0.25,"retrying","busy"]')
+
+
 @given(at=st.integers(min_value=0), bit=st.integers(0, 7))
 def test_a_changed_bit_anywhere_is_corrupt(at: int, bit: int):
     stored = bytearray(encode_entry(entry(b"payload", 5, "uid-1")))
