@@ -28,6 +28,7 @@ from broker.log.kafka.layout import (
 )
 from broker.log.kafka.retention import Sizes, removable
 from broker.log.kafka.state import LEASE_S, Holder, State
+from broker.log.kafka.topics import MAX_STATE_BATCH_BYTES
 from broker.log.port import LogFull, Position, Subscription
 from core.errors import Corrupt, Unavailable
 
@@ -292,6 +293,19 @@ class TestBatches:
             for n in range(HURRIED_POSITIONS):  # each moves on at once
                 wait_for(waiting, f"u{n}")
         assert not waiting.says
+
+    def test_what_is_remembered_makes_no_batch_that_the_topic_refuses_as_too_large(self):
+        waiting = Batch()
+        for n in range(HURRIED_POSITIONS):
+            wait_for(waiting, f"u{n}")
+            waiting.memos[f"u{n}"] = bytes(30 * 1024)
+        waiting.say()
+        taken = waiting.take(positions=False)
+        made, _ = payloads(Topics.of("log"), "me", taken, lambda _: 4, lambda: Said("1"))
+        assert taken.says
+        assert len(made["log-state"]) < MAX_STATE_BATCH_BYTES // 2
+        assert len(taken.memos) + len(waiting.memos) == HURRIED_POSITIONS
+        assert waiting.take(positions=True).memos
 
     def test_what_is_said_comes_after_the_positions_also_once_those_were_refused_or_dropped(self):
         waiting = Batch()

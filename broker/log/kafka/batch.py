@@ -32,8 +32,11 @@ BATCH_BYTES: Final = 1024 * 1024
 BATCH_NOTES: Final = 4096
 #: About 4 KiB each where a Trigger has all that it may have outstanding.
 BATCH_POSITIONS: Final = 256
-#: About 30 KiB each where a Trigger has all that it may have outstanding in retries.
+#: About 30 KiB each where a Trigger has all that it may have outstanding in retries, and four times that in order.
 BATCH_MEMOS: Final = 32
+#: A quarter of what the state topic takes, also while something is to be said: a batch that it refuses as too large
+#: would be refused for ever, and what is said with it never heard.
+BATCH_MEMO_BYTES: Final = 4 * 1024 * 1024
 #: The same while something is to be said after them; half of what the state topic takes, were each of twice that size.
 HURRIED_POSITIONS: Final = 1024
 
@@ -83,8 +86,12 @@ class Batch:
             some = list(self.dirty)[: HURRIED_POSITIONS if self.says else BATCH_POSITIONS]
             taken.dirty = {uid: self.dirty.pop(uid) for uid in some}
             taken.dropped, self.dropped = self.dropped, {}
-            memos = list(self.memos)[: HURRIED_POSITIONS if self.says else BATCH_MEMOS]
-            taken.memos = {uid: self.memos.pop(uid) for uid in memos}
+            room = BATCH_MEMO_BYTES
+            for uid in list(self.memos)[: HURRIED_POSITIONS if self.says else BATCH_MEMOS]:
+                room -= len(self.memos[uid])
+                if room < 0 and taken.memos:
+                    break
+                taken.memos[uid] = self.memos.pop(uid)
             self._before -= len(some)
             if self._before <= 0 or not self.dirty:
                 taken.says, self.says = self.says, False
