@@ -98,8 +98,6 @@ class Files:
         writer.execute("PRAGMA synchronous = FULL")
         writer.execute("PRAGMA wal_autocheckpoint = 0")  # see `broker.log.checkpoints`
         self.checkpointer.execute("PRAGMA synchronous = FULL")
-        page_size = self._one("PRAGMA page_size")
-        writer.execute(f"PRAGMA max_page_count = {max(1, full_bytes // page_size)}")
         held = self._one("PRAGMA user_version")
         if lost := lost_commits(path, writer):
             facts = {"file": f"{path}-wal", "commits": lost}
@@ -118,6 +116,8 @@ class Files:
                 f"The event log {path} has format {held}; this version reads format {schema.FORMAT}. Move it away."
             )
         writer.execute(schema.MEMOS)
+        # Not before: an older version's log that is full must open as well, or nothing could make room in it.
+        writer.execute(f"PRAGMA max_page_count = {max(1, full_bytes // self._one('PRAGMA page_size'))}")
         self.reader.execute("PRAGMA query_only = 1")
 
     def _change(self, statements: Iterable[str], to: int) -> None:
@@ -130,7 +130,8 @@ class Files:
 
     def _load(self, log_bytes: int) -> Found:
         rows: list[tuple[Any, ...]]
-        rows = self.writer.execute("SELECT id, uid, broker, name, kept, through, open FROM subscriptions").fetchall()
+        columns = "id, uid, broker, name, kept, through, open"
+        rows = self.writer.execute(f"SELECT {columns} FROM subscriptions ORDER BY id").fetchall()  # noqa: S608 - constant
         brokers = dict(self.writer.execute("SELECT id, name FROM brokers"))
         meta = dict(self.writer.execute("SELECT name, value FROM meta"))
         for number, name in brokers.items():

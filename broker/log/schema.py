@@ -31,6 +31,7 @@ __all__ = [
     "KEEP_POSITION",
     "MEMOS",
     "MIGRATIONS",
+    "POSITION_BYTES",
     "SELECT_EVENT",
     "SELECT_MEMO",
     "TABLES",
@@ -105,6 +106,8 @@ INDEX_IDS: Final = (
 )
 
 _FIXED: Final = struct.Struct("<qqqqq")
+#: Of a subscription's row, about what is beside its open positions.
+POSITION_BYTES: Final = 128
 _SEQ_BYTES: Final = 8
 _CRC_BYTES: Final = 4
 

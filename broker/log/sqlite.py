@@ -57,7 +57,7 @@ INDEX_EVERY: Final = 1024
 
 class _Batch:
     """What one commit holds: events, ledger rows, subscriptions whose position moved or was dropped, what is remembered
-    of them, new Brokers. `data_bytes` is the size of the events."""
+    of them, new Brokers. `data_bytes` is the size of all that may be large."""
 
     __slots__ = ("brokers", "data_bytes", "dirty", "dropped", "events", "memos", "notes")
 
@@ -196,7 +196,7 @@ class SqliteLog:
         if held is not None:
             held.name = name
             return held
-        number = self._numbers.get(uid) or len(self._uids) + 1
+        number = self._numbers.get(uid) or next(reversed(self._uids), 0) + 1  # some numbers may have no row
         self._numbers[uid], self._uids[number] = number, uid
         self._broker_number(broker)
         made = Subscription(uid, broker, name, Position(start), self._changed)
@@ -305,6 +305,7 @@ class SqliteLog:
         if self._positions_alone and (batch.dirty or batch.dropped):
             self._next_batch.events, batch.events = batch.events, []
             self._next_batch.notes, batch.notes = batch.notes, deque()
+            self._next_batch.memos, batch.memos = batch.memos, {}
         else:
             batch.data_bytes, self._pending_bytes = self._pending_bytes, 0
         self._positions_alone = False
@@ -328,13 +329,13 @@ class SqliteLog:
         for subscription in batch.dirty.values():
             position = subscription.snapshot()
             number_of = self._numbers[subscription.uid]
-            broker, opened = (
-                self._broker_number(subscription.broker),
-                schema.pack_open(subscription.uid, subscription.broker, position),
-            )
+            broker = self._broker_number(subscription.broker)
+            opened = schema.pack_open(subscription.uid, subscription.broker, position)
+            batch.data_bytes += schema.POSITION_BYTES + len(opened)
             row = (number_of, subscription.uid, broker, subscription.name, position.through, opened)
             connection.execute(schema.KEEP_POSITION, row)
         if batch.memos:
+            batch.data_bytes += sum(map(len, batch.memos.values()))
             connection.executemany(schema.KEEP_MEMO, batch.memos.items())
         # Encoding the rows above may have numbered Brokers that were not seen before.
         batch.brokers.update(self._next_batch.brokers)
@@ -365,7 +366,7 @@ class SqliteLog:
         if self._failed is None:
             logger.error("the event log cannot be written; new events are refused", extra={"facts": facts})
         self._failed = error
-        self._positions_alone = bool(batch.events or batch.notes)
+        self._positions_alone = bool(batch.events or batch.notes or batch.memos)
         try:
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
