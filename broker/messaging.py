@@ -163,6 +163,12 @@ def default_subscription(resource: Resource) -> Resource:
 
 # ---- rules
 
+#: What a template's ``spec`` is, by the kind that it asks for.
+_SHAPES: Final[Mapping[KindRef, type[ChannelShape] | type[InMemoryChannelShape]]] = {
+    CHANNEL: ChannelShape,
+    IN_MEMORY_CHANNEL: InMemoryChannelShape,
+}
+
 
 def validate_template(template: ChannelTemplateShape | None, path: str) -> Iterator[FieldError]:
     """Each broken rule of a channel template found at `path`."""
@@ -172,6 +178,18 @@ def validate_template(template: ChannelTemplateShape | None, path: str) -> Itera
     for name, value in (("apiVersion", template.api_version), ("kind", template.kind)):
         if not value:
             yield FieldError(path=f"{path}.{name}", rule="is required")
+    kind = KindRef.parse(template.api_version, template.kind)
+    shape = _SHAPES.get(kind)
+    if shape is None:
+        return  # the status says that there is no such channel
+    try:
+        spec = msgspec.convert(template.spec or {}, shape)
+    except msgspec.ValidationError as error:
+        # Nobody else looks: the channel is made by the platform itself.
+        yield FieldError(path=f"{path}.spec", rule=f"is not the spec of {kind.kind}: {error}")
+        return
+    yield from _subscriber_errors(spec.subscribers, f"{path}.spec")
+    yield from validate_delivery(spec.delivery, f"{path}.spec.delivery")
 
 
 def _validate_channel(new: Resource, old: Resource | None) -> Iterator[FieldError]:
@@ -192,10 +210,10 @@ def _validate_in_memory_channel(new: Resource, old: Resource | None) -> Iterator
     yield from validate_delivery(shape.delivery, "spec.delivery")
 
 
-def _subscriber_errors(subscribers: tuple[dict[str, Any], ...]) -> Iterator[FieldError]:
+def _subscriber_errors(subscribers: tuple[dict[str, Any], ...], path: str = "spec") -> Iterator[FieldError]:
     if subscribers:
         rule = "is not taken from people: create a Subscription for each, and leave it out"
-        yield FieldError(path="spec.subscribers", rule=rule)
+        yield FieldError(path=f"{path}.subscribers", rule=rule)
 
 
 def _validate_subscription(new: Resource, old: Resource | None) -> Iterator[FieldError]:
