@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import msgspec
 
 from core.control.reconcile import View
 from core.resources import Condition, DeliveryShape, Destination, Key, KindRef, Resource, Unresolved, resolve
 
-__all__ = ["condition_of", "conditions_of", "owners_of", "ready_of", "refers", "sink_condition", "sink_of"]
+__all__ = ["condition_of", "conditions_of", "owners_of", "readable", "ready_of", "refers", "sink_condition", "sink_of"]
+
+T = TypeVar("T")
 
 
 def sink_condition(sink: Destination | None, namespace: str, view: View, status: dict[str, Any]) -> Condition:
@@ -30,6 +34,17 @@ def refers(destination: Destination | None, to: Resource, namespace: str) -> boo
     if ref is None or ref.name != to.meta.name or ref.kind != to.ref.kind:
         return False
     return (ref.namespace or namespace) == to.meta.namespace
+
+
+def readable(resources: Iterable[Resource], shape: type[T]) -> Iterator[tuple[Resource, T]]:
+    """Each with its spec. One that cannot be read, which a store without admission may hold, keeps the others from
+    nothing; its own decision fails and says why."""
+    for resource in resources:
+        try:
+            read = msgspec.convert(resource.spec, shape)
+        except msgspec.ValidationError:
+            continue
+        yield resource, read
 
 
 def sink_of(delivery: DeliveryShape | None) -> Destination | None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 import msgspec
 
+from broker.conditions import readable
 from broker.resources import GROUP, place
 from core.errors import FieldError
 from core.resources import Column, Key, Kind, KindRef, KReference, ObjectMeta, OwnerReference, Resource
@@ -24,6 +25,7 @@ __all__ = [
     "EventTypeShape",
     "event_type_name",
     "make_event_type",
+    "readable_references",
     "reference_of",
 ]
 
@@ -59,7 +61,8 @@ class EventTypeShape(
 def event_type_name(namespace: str, name: str, event_type: str, source: str) -> str:
     """What the EventType of an event is called that the Broker or channel of that name has."""
     digest = hashlib.md5(f"{event_type}{source}{namespace}{name}".encode(), usedforsecurity=False).hexdigest()
-    return _NOT_IN_NAMES.sub("", f"et-{name}-{digest}"[:_NAME_LENGTH].lower()).strip("-.")
+    start = f"et-{name}"[: _NAME_LENGTH - len(digest) - 1]  # what tells two apart is kept
+    return _NOT_IN_NAMES.sub("", f"{start}-{digest}".lower()).strip("-.")
 
 
 def make_event_type(giver: Resource, event_type: str, source: str, schema: str | None) -> Resource:
@@ -95,10 +98,20 @@ def make_event_type(giver: Resource, event_type: str, source: str, schema: str |
 def reference_of(resource: Resource) -> Key | None:
     """What a stored EventType refers to; None where it refers to nothing."""
     reference = msgspec.convert(resource.spec, EventTypeShape).reference
+    return _key(reference, resource.meta.namespace)
+
+
+def readable_references(event_types: Iterable[Resource]) -> Iterator[tuple[Resource, Key | None]]:
+    """Each with what it refers to, but for those that cannot be read."""
+    for event_type, shape in readable(event_types, EventTypeShape):
+        yield event_type, _key(shape.reference, event_type.meta.namespace)
+
+
+def _key(reference: KReference | None, namespace: str) -> Key | None:
     if reference is None or reference == KReference(namespace=reference.namespace):
         return None
     kind = KindRef.parse(reference.api_version or f"{reference.group}/v1", reference.kind)
-    return Key(kind, reference.namespace or resource.meta.namespace, reference.name)
+    return Key(kind, reference.namespace or namespace, reference.name)
 
 
 def _default(resource: Resource) -> Resource:

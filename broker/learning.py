@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from broker.event_types import EVENT_TYPE, make_event_type, reference_of
+from broker.event_types import EVENT_TYPE, make_event_type, readable_references
 from broker.log.port import Record
 from broker.messaging import IN_MEMORY_CHANNEL
 from broker.resources import AUTO_CREATE_ANNOTATION, BROKER, DISABLED
@@ -129,5 +129,7 @@ class EventTypeLearner:
         held = self._held.get(namespace)
         if held is None:
             listed = (await self._store.list(EVENT_TYPE, namespace)).items
-            held = self._held[namespace] = {each.meta.name: reference_of(each) for each in listed}
+            held = dict.fromkeys((each.meta.name for each in listed), None)
+            held |= {each.meta.name: reference for each, reference in readable_references(listed)}
+            self._held[namespace] = held
         return held

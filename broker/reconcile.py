@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from broker.conditions import conditions_of, ready_of, refers, sink_condition, sink_of
+from broker.conditions import conditions_of, readable, ready_of, refers, sink_condition, sink_of
 from broker.flows import PARALLEL, SEQUENCE
 from broker.messaging import CHANNELS
 from broker.reconcile_event_types import EventTypeReconciler
@@ -263,15 +263,14 @@ def _subscription_condition(broker: Resource | None, subscriber: Condition) -> C
 
 def _brokers_of(changed: Resource, view: View) -> Iterable[Key]:
     """The Brokers whose dead letters go to `changed`."""
-    for broker in view.list(BROKER):
-        if refers(sink_of(msgspec.convert(broker.spec, BrokerShape).delivery), changed, broker.meta.namespace):
+    for broker, shape in readable(view.list(BROKER), BrokerShape):
+        if refers(sink_of(shape.delivery), changed, broker.meta.namespace):
             yield broker.key
 
 
 def _triggers_of(changed: Resource, view: View) -> Iterable[Key]:
     """The Triggers whose events or dead letters go to `changed`."""
-    for trigger in view.list(TRIGGER):
-        shape = msgspec.convert(trigger.spec, TriggerShape)
+    for trigger, shape in readable(view.list(TRIGGER), TriggerShape):
         namespace = trigger.meta.namespace
         if refers(shape.subscriber, changed, namespace) or refers(sink_of(shape.delivery), changed, namespace):
             yield trigger.key

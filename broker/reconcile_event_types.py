@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from broker.conditions import conditions_of
-from broker.event_types import EVENT_TYPE, reference_of
+from broker.event_types import EVENT_TYPE, readable_references, reference_of
 from core.control.reconcile import Outcome, View
 from core.resources import Condition, Key, KindRef, Resource, merge_conditions, summarize
 
@@ -53,6 +53,6 @@ class EventTypeReconciler:
 
 def _referring(changed: Resource, view: View) -> Iterable[Key]:
     """The EventTypes that refer to `changed`."""
-    for event_type in view.list(EVENT_TYPE):
-        if reference_of(event_type) == changed.key:
+    for event_type, reference in readable_references(view.list(EVENT_TYPE)):
+        if reference == changed.key:
             yield event_type.key

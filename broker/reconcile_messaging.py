@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from broker.conditions import condition_of, conditions_of, ready_of, refers, sink_condition, sink_of
+from broker.conditions import condition_of, conditions_of, readable, ready_of, refers, sink_condition, sink_of
 from broker.messaging import (
     CHANNEL,
     IN_MEMORY_CHANNEL,
@@ -274,9 +274,8 @@ def _takes(subscription: Resource, channel: str) -> bool:
 
 def _with_sink(changed: Resource, view: View) -> Iterable[Key]:
     """The channels whose dead letters go to `changed`."""
-    for channel in view.list(IN_MEMORY_CHANNEL):
-        sink = sink_of(msgspec.convert(channel.spec, InMemoryChannelShape).delivery)
-        if refers(sink, changed, channel.meta.namespace):
+    for channel, shape in readable(view.list(IN_MEMORY_CHANNEL), InMemoryChannelShape):
+        if refers(sink_of(shape.delivery), changed, channel.meta.namespace):
             yield channel.key
 
 
@@ -294,8 +293,7 @@ def _fronting(channel: Resource, view: View) -> Iterable[Key]:
 
 def _sending_to(changed: Resource, view: View) -> Iterable[Key]:
     """The Subscriptions whose events, replies or dead letters go to `changed`."""
-    for subscription in view.list(SUBSCRIPTION):
-        shape = msgspec.convert(subscription.spec, SubscriptionShape)
+    for subscription, shape in readable(view.list(SUBSCRIPTION), SubscriptionShape):
         namespace = subscription.meta.namespace
         destinations = (shape.subscriber, shape.reply, sink_of(shape.delivery))
         if any(refers(destination, changed, namespace) for destination in destinations):

@@ -57,6 +57,10 @@ def test_the_name_is_knatives():
     assert not name.endswith("-")
 
 
+def test_event_types_of_a_broker_with_the_longest_name_differ():
+    assert len({event_type_name("ns", "n" * 253, kind, "/s") for kind in ("a", "b", "c")}) == 3
+
+
 def held(*resources: Resource):
     by_key = {resource.key: resource for resource in resources}
 
@@ -96,7 +100,8 @@ def test_an_event_type_says_whether_what_it_refers_to_is_there(reference, resour
     assert told["ReferenceExists"] == expected
     assert told["Ready"][0] == expected[0]
     if reference == TO_BROKER:
-        assert list(reconciler.related[BROKER](HERE, held(event_type))) == [event_type.key]
+        odd = Resource(ref=EVENT_TYPE, meta=ObjectMeta(name="a", namespace="ns"), body={"spec": {"variables": []}})
+        assert list(reconciler.related[BROKER](HERE, held(odd, event_type))) == [event_type.key]
 
 
 # ---- from what flows
@@ -212,6 +217,24 @@ def test_what_was_heard_while_the_store_is_away_is_learned_later_and_never_more_
             learner.hear(record(seq, f"type-{seq}"))
         await asyncio.sleep(60)
         assert len((await store.list(EVENT_TYPE)).items) == 3
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    run_virtual(main())
+
+
+def test_an_event_type_that_cannot_be_read_keeps_nobody_from_learning():
+    async def main() -> None:
+        store = MemoryStore()
+        meta = ObjectMeta(name="default", namespace="default")
+        await store.create(Resource(ref=BROKER, meta=meta, body={"spec": {}}))
+        odd = ObjectMeta(name="odd", namespace="default")
+        await store.create(Resource(ref=EVENT_TYPE, meta=odd, body={"spec": {"variables": []}}))
+        learner = EventTypeLearner(store)
+        running = asyncio.create_task(learner.run())
+        learner.hear(record(1, "t"))
+        await asyncio.sleep(1)
+        assert len((await store.list(EVENT_TYPE)).items) == 2
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from broker.messaging import CHANNEL, IN_MEMORY_CHANNEL, KINDS, SUBSCRIPTION
-from broker.reconcile import ADDRESSABLES, INGRESS_URL
+from broker.reconcile import ADDRESSABLES, INGRESS_URL, BrokerReconciler, TriggerReconciler
 from broker.reconcile_messaging import ChannelReconciler, InMemoryChannelReconciler, SubscriptionReconciler
+from broker.resources import BROKER, TRIGGER
 from core.control.reconcile import Apply
 from core.resources import Key, KindRef, ObjectMeta, Resource
 
@@ -93,6 +94,24 @@ def test_references_of_a_subscription_and_of_a_channels_sink_get_their_own_names
         pytest.param(CHANNEL, {"channelTemplate": {"apiVersion": "x/v1"}}, "spec.channelTemplate.kind", id="no kind"),
         pytest.param(CHANNEL, {"subscribers": [{}]}, "spec.subscribers", id="a Channel's subscribers"),
         pytest.param(CHANNEL, {"delivery": {"retry": -1}}, "spec.delivery.retry", id="a Channel's delivery"),
+        pytest.param(
+            CHANNEL,
+            {"channelTemplate": {**TEMPLATE, "spec": {"color": "red"}}},
+            "spec.channelTemplate.spec",
+            id="a template that is no channel's",
+        ),
+        pytest.param(
+            CHANNEL,
+            {"channelTemplate": {**TEMPLATE, "spec": {"subscribers": [{}]}}},
+            "spec.channelTemplate.spec.subscribers",
+            id="a template with subscribers",
+        ),
+        pytest.param(
+            CHANNEL,
+            {"channelTemplate": {**TEMPLATE, "spec": {"delivery": {"retry": -1}}}},
+            "spec.channelTemplate.spec.delivery.retry",
+            id="a template's delivery",
+        ),
         pytest.param(IN_MEMORY_CHANNEL, {"subscribers": [{}]}, "spec.subscribers", id="subscribers"),
         pytest.param(IN_MEMORY_CHANNEL, {"delivery": {"retry": -1}}, "spec.delivery.retry", id="delivery"),
         pytest.param(SUBSCRIPTION, {"subscriber": URI}, "spec.channel", id="no channel"),
@@ -382,3 +401,17 @@ def test_a_change_of_what_a_subscription_names_has_it_looked_at_again():
     assert list(SUBSCRIPTIONS.related[SERVICE](SCAN, view)) == [one.key]
     assert list(SUBSCRIPTIONS.related[IN_MEMORY_CHANNEL](in_memory(), view)) == [one.key, two.key]
     assert list(SUBSCRIPTIONS.related[CHANNEL](FRONT, view)) == [one.key]
+
+
+@pytest.mark.parametrize(
+    ("reconciler", "kind", "spec"),
+    [
+        pytest.param(IN_MEMORY, IN_MEMORY_CHANNEL, {"delivery": {"deadLetterSink": TO_SCAN}}, id="channels"),
+        pytest.param(SUBSCRIPTIONS, SUBSCRIPTION, {"channel": TO_CHANNEL, "subscriber": TO_SCAN}, id="Subscriptions"),
+        pytest.param(BrokerReconciler(), BROKER, {"delivery": {"deadLetterSink": TO_SCAN}}, id="Brokers"),
+        pytest.param(TriggerReconciler(), TRIGGER, {"broker": "b", "subscriber": TO_SCAN}, id="Triggers"),
+    ],
+)
+def test_one_that_cannot_be_read_keeps_no_other_from_being_looked_at_again(reconciler, kind, spec):
+    odd, other = make(kind, "a", {"color": "red"}), make(kind, "b", spec)
+    assert list(reconciler.related[SERVICE](SCAN, Held(odd, other))) == [other.key]
