@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import click
 
 from core.errors import PenstockError
 from penstock.cli.failure import Failure
+from penstock.cli.options import finite
 from serving.functions.standalone import serve as become
 
 __all__ = ["serve"]
@@ -29,7 +31,12 @@ DEFAULT_PORT: Final = 8080
     help="Where to listen; 0 takes a free port.",
 )
 @click.option(
-    "--drain", type=click.FloatRange(0), default=30.0, show_default=True, help="Seconds to finish requests in."
+    "--drain",
+    type=click.FloatRange(0),
+    callback=lambda _context, _option, value: finite(value, math.inf),
+    default=30.0,
+    show_default=True,
+    help="Seconds to finish requests in.",
 )
 def serve(folder: str, handler: str, host: str, port: int, drain: float) -> None:
     """Serve the function in FOLDER over HTTP, without a platform: what the image of a function runs in a cluster, and
