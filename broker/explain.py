@@ -10,7 +10,7 @@ import msgspec
 
 from broker import filters
 from broker.filters import Verdict
-from broker.ledger import Attempt, standing
+from broker.ledger import SETTLED, Attempt, standing
 from broker.log.port import Position
 from broker.log.query import Delivery, Found, LogQuery
 from broker.table import TriggerSpec
@@ -31,6 +31,9 @@ __all__ = [
 #: Replies to replies that are followed, and events in one answer: a loop makes a tree of 255 levels.
 MAX_DEPTH: Final = 10
 MAX_EVENTS: Final = 500
+
+#: Rows of the ledger in which nobody was sent anything.
+_NOT_SENT: Final = SETTLED | {"repeat"}
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,7 +127,7 @@ def describe(
             trigger=delivery.name,
             state=last.outcome,
             status=last.status,
-            attempts=len(delivery.attempts),
+            attempts=sum(attempt.outcome not in _NOT_SENT for attempt in delivery.attempts),
             reason=last.reason,
         )
         for delivery in deliveries

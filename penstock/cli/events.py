@@ -45,7 +45,7 @@ def events(follow: bool, limit: int, question: Question, output: str, server: st
     JSON object a line.
 
     \b
-    ✓ delivered   … on its way   ↻ to be tried again   ✗ given up   ↳ a reply   ⟲ sent again
+    ✓ delivered   … on its way   ↻ to be tried again   ✗ given up   ≡ a repeat   ↳ a reply   ⟲ sent again
 
     \b
     Examples:

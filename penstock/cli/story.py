@@ -21,7 +21,7 @@ _COLOURS: Final = {
     "corrupt": "red",
     "redriven": "yellow",
 }
-_MARKS: Final = {"delivered": "✓", "retrying": "↻", "pending": "…", "redriven": "⟲"}
+_MARKS: Final = {"delivered": "✓", "retrying": "↻", "pending": "…", "redriven": "⟲", "repeat": "≡"}
 
 #: What a state means, where its name does not say it all.
 _MEANINGS: Final = {

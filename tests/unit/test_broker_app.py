@@ -126,6 +126,18 @@ async def test_events_are_listed_with_their_attributes_and_how_they_stand(tmp_pa
     }
 
 
+async def test_what_sent_nothing_to_anybody_is_no_attempt(tmp_path: Path, log: SqliteLog):
+    dropped, repeat = await append(log, entry("e1"), entry("e1"))
+    log.subscribe("uid-scan", BROKER, "default/scan", 0)
+    log.note(Attempt(dropped.seq, "uid-scan", 1001.0, 1, 500, 0.1, "dropped", "gave up"))
+    log.note(Attempt(dropped.seq, "uid-scan", 1002.0, 0, 0, 0.0, "discarded", "Dropped by hand."))
+    log.note(Attempt(repeat.seq, "uid-scan", 1001.0, 0, 0, 0.0, "repeat", "It came before."))
+    await log.flush()
+    _, answer = await get(tmp_path, "/penstock/v1/events")
+    told = [(each["state"], each["attempts"]) for event in answer["events"] for each in event["deliveries"][:1]]
+    assert told == [("discarded", 1), ("repeat", 0)]
+
+
 @pytest.mark.parametrize(
     ("query", "expected"),
     [

@@ -52,6 +52,7 @@ def plain(text):
         pytest.param({"deliveries": [delivery("scan", "pending", 0)]}, "03:04:05.678  made  e1  … scan", id="pending"),
         pytest.param({"deliveries": [delivery("scan", "retrying")]}, "03:04:05.678  made  e1  ↻ scan", id="retrying"),
         pytest.param({"deliveries": [delivery("scan", "dropped")]}, "03:04:05.678  made  e1  ✗ scan", id="dropped"),
+        pytest.param({"deliveries": [delivery("scan", "repeat", 0)]}, "03:04:05.678  made  e1  ≡ scan", id="repeat"),
         pytest.param({"corrupt": True}, "03:04:05.678  corrupt  position 7 of default/default", id="corrupt"),
     ],
 )
