@@ -333,6 +333,25 @@ class TestLosingRedis:
         assert isinstance(later, Record)
         await control.close()
 
+    async def test_a_redis_that_is_out_of_memory_makes_room_though_the_ledger_has_none(
+        self, server: RedisServer, log: RedisLog
+    ):
+        subscription = log.subscribe("uid-1", BROKER, "default/one", 0)
+        (record,) = await append(log, entry("before"))
+        subscription.take(record.seq)
+        await log.flush()
+        control = Connection(server.url)
+        await control.run("CONFIG", "SET", "maxmemory", "1")
+        subscription.ack(record.seq)
+        log.note(Attempt(record.seq, "uid-1", 1000.0, 1, 202, 0.1, "delivered"))
+        log.remember("uid-1", b"a word")
+        with pytest.raises(LogFull, match="maxmemory"):
+            await log.flush()
+        assert await log.retain(1000.0 + 8 * 86_400.0) == 1
+        await control.run("CONFIG", "SET", "maxmemory", "0")
+        await _patiently(log.flush)
+        await control.close()
+
     async def test_a_changed_record_is_told_as_corrupt_and_never_read(self, server: RedisServer, log: RedisLog):
         records = await append(log, *(entry(name) for name in "abc"))
         control = Connection(server.url)

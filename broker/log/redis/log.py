@@ -263,7 +263,8 @@ class RedisLog:
         self._start(reading.seek(self._redis, self._keys, broker, at), then)
 
     async def retain(self, now: float) -> int:
-        await self.flush()
+        with contextlib.suppress(LogFull):  # positions are kept without room, and what has none waits for this
+            await self.flush()
         try:
             return await sweep(self._redis, self._keys, self.retention, now)
         except CONNECTION_ERRORS as error:
