@@ -64,8 +64,10 @@ class LetterList(msgspec.Struct, frozen=True):
 
 
 class Held(msgspec.Struct, frozen=True):
-    """A dead letter. `left` is for how many other subscriptions its event is undelivered as well."""
+    """A dead letter. `left` is for how many other subscriptions its event is undelivered as well; `reader` is that of
+    the log that has it."""
 
+    reader: LogQuery
     found: Found
     delivery: Delivery
     last: Attempt
@@ -167,7 +169,7 @@ class Letters:
         for _, reader in self._logs:
             try:
                 for found, deliveries in read(reader, positions):
-                    for each in helds_of(found, deliveries):
+                    for each in helds_of(reader, found, deliveries):
                         name = (each.trigger, found.seq)
                         if name in wanted and each.last.outcome in REASONS:
                             held.setdefault(name, each)
@@ -185,7 +187,7 @@ class Letters:
         if wanted.reasons - UNDELIVERED:
             seqs.update(reader.undelivered(after, _TOGETHER, dead_lettered=True))
         first = sorted(seqs)[:_TOGETHER]
-        told = {found.seq: helds_of(found, deliveries) for found, deliveries in read(reader, first)}
+        told = {found.seq: helds_of(reader, found, deliveries) for found, deliveries in read(reader, first)}
         return [(seq, told.get(seq, ())) for seq in first]
 
     def _cursor(self, after: str | None) -> tuple[int, int]:
@@ -216,12 +218,12 @@ def read(reader: LogQuery, seqs: Sequence[int]) -> Iterator[tuple[Found, Sequenc
         yield found, deliveries.get(found.seq, ())
 
 
-def helds_of(found: Found, deliveries: Sequence[Delivery]) -> Sequence[Held]:
+def helds_of(reader: LogQuery, found: Found, deliveries: Sequence[Delivery]) -> Sequence[Held]:
     """How an event stands for each subscription that it was tried for."""
     lasts = [standing(delivery.attempts) for delivery in deliveries]
     undelivered = sum(last.outcome in UNDELIVERED for last in lasts)
     return [
-        Held(found, delivery, last, undelivered - (last.outcome in UNDELIVERED))
+        Held(reader, found, delivery, last, undelivered - (last.outcome in UNDELIVERED))
         for delivery, last in zip(deliveries, lasts, strict=True)
     ]
 

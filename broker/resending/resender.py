@@ -190,29 +190,32 @@ class Resender:
         """Send the letter of the Trigger (``namespace/name``) again. It is listed no more once the event is stored,
         which is listed if it fails as well."""
         held = await asyncio.to_thread(self.letters.find, trigger, position)
-        done = await self._redrive(held, held.left, ask, _by_name(self._table()))
+        table = self._table()
+        done = await self._redrive(held, held.left, ask, table, _by_name(table))
         await self._noted([(trigger, position)])
         return done
 
     async def drop(self, trigger: str, position: int) -> None:
         """Note that nobody wants the letter any more."""
         held = await asyncio.to_thread(self.letters.find, trigger, position)
-        await self._drop(held, held.left)
+        await self._drop(held, held.left, self._table())
         await self._noted([(trigger, position)])
 
     async def redrive_all(self, names: Sequence[tuple[str, int]], ask: Redrive) -> Sequence[Settled]:
         """`redrive` for many letters, as they are; those that fail keep the others from nothing."""
 
-        triggers = _by_name(self._table())
+        table = self._table()
+        triggers = _by_name(table)
 
         async def redriven(held: Held, left: int) -> int | None:
-            return (await self._redrive(held, left, ask, triggers)).position
+            return (await self._redrive(held, left, ask, table, triggers)).position
 
         return await self._each(names, redriven)
 
     async def drop_all(self, names: Sequence[tuple[str, int]]) -> Sequence[Settled]:
         """`drop` for many letters."""
-        return await self._each(names, self._drop)
+        table = self._table()
+        return await self._each(names, lambda held, left: self._drop(held, left, table))
 
     async def _each(
         self, names: Sequence[tuple[str, int]], work: Callable[[Held, int], Awaitable[int | None]]
@@ -256,11 +259,14 @@ class Resender:
         await self._noted([name for name, told in settled.items() if told.error is None])
         return [settled[name] for name in names]
 
-    async def _redrive(self, held: Held, left: int, ask: Redrive, triggers: Mapping[str, TriggerSpec]) -> Redriven:
+    async def _redrive(
+        self, held: Held, left: int, ask: Redrive, table: Table, triggers: Mapping[str, TriggerSpec]
+    ) -> Redriven:
         position = held.found.seq
         hint = "Another one gets the event with: penstock replay --trigger NAME --id EVENT"
         spec = _trigger(triggers, held.trigger, hint)
         self._check(spec, ask.replay, ask.revision)
+        self._check_log(held, spec.broker, table)
         event = self._edited(ask.event) if bytes(ask.event) else held.event
         if event is None:
             raise InvalidInput(
@@ -270,7 +276,8 @@ class Resender:
         marked = event.with_attributes(**{REPLAY_ATTRIBUTE: ask.replay})
         return Redriven(position=await self._forward.send(spec.broker, spec.name, marked, wish), event_id=event.id)
 
-    async def _drop(self, held: Held, left: int) -> None:
+    async def _drop(self, held: Held, left: int, table: Table) -> None:
+        self._check_log(held, held.found.broker, table)
         await self._forward.discard(held.found.broker, held.found.seq, Wish(None, None, held.delivery.uid, left))
 
     async def _noted(self, names: Sequence[tuple[str, int]]) -> None:
@@ -377,6 +384,17 @@ class Resender:
         if revision is not None and not self._has_revision(spec.namespace, revision):
             hint = "List those that exist with: penstock get revisions"
             raise NotFound(f"There is no Revision {revision!r} in the namespace {spec.namespace!r}. {hint}.")
+
+    def _check_log(self, held: Held, broker: str, table: Table) -> None:
+        """The ingress notes what was done in the log that the Broker has now. Where that is another one than the
+        letter's, another event has its position there."""
+        known = table.brokers.get(broker)
+        if known is not None and self._readers.get(known.log_class) is not held.reader:
+            raise InvalidInput(
+                f"{held.id} is in another log than that of the class {known.log_class}, which the Broker {broker} has "
+                "now, and cannot be settled. Leave it until it is no longer kept, and publish its event anew to have "
+                "it delivered."
+            )
 
     def _edited(self, raw: msgspec.Raw) -> CloudEvent:
         return from_http(_STRUCTURED, bytes(raw))

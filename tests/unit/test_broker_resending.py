@@ -1,7 +1,7 @@
 """Dead letters and replays through the management API: a log in a file, and the real ingress behind it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from broker.resending.app import create_router
 from broker.resending.forward import Forward
 from broker.resending.letters import Letters, Wanted
 from broker.resending.replaying import REPLAY_ATTRIBUTE, window
-from broker.resources import DEFAULT_CLASS
+from broker.resources import CLASS_ANNOTATION, DEFAULT_CLASS
 from broker.table import TableBuilder
 from core.clock import SystemClock
 from core.errors import Unavailable
@@ -78,18 +78,26 @@ class Wire:
 
 
 class World:
-    def __init__(self, log: SqliteLog, path: Path) -> None:
+    def __init__(
+        self,
+        log: SqliteLog,
+        path: Path,
+        default: Resource | None = None,
+        *,
+        log_class: str = DEFAULT_CLASS,
+        also: Mapping[str, LogReader] | None = None,
+    ) -> None:
         self.log = log
-        resources = [broker(), broker("other"), CHANNEL, ORDERS, PICKY, FAR, SUBSCRIPTION_OF, REVISION]
+        resources = [default or broker(), broker("other"), CHANNEL, ORDERS, PICKY, FAR, SUBSCRIPTION_OF, REVISION]
         metrics = Metrics()
         pages = Pages(metrics=metrics, checks={HEALTH: str})
-        ingress = Ingress(logs={DEFAULT_CLASS: log}, clock=SystemClock(), metrics=metrics, pages=pages.handle)
+        ingress = Ingress(logs={log_class: log}, clock=SystemClock(), metrics=metrics, pages=pages.handle)
         ingress.swap(TableBuilder().build(resources[:3], resources[3:7]))
         self.wire = Wire(ingress)
         self.view = Held(*resources)
         self.reader = LogReader(path)
         forward = Forward(self.wire, Names(broker=("127.0.0.1", 1)))
-        router = create_router(readers={DEFAULT_CLASS: self.reader}, view=self.view, forward=forward)
+        router = create_router(readers={**(also or {}), log_class: self.reader}, view=self.view, forward=forward)
         self.app = create_own_app([router])
         for each in (ORDERS, PICKY, FAR):
             log.subscribe(each.meta.uid, OTHER if each is FAR else BROKER, f"default/{each.meta.name}", 0)
@@ -357,6 +365,30 @@ async def test_a_letter_that_its_sink_took_is_none_of_those_that_are_left(world:
     await world.fail(record, "uid-third")
     await world.call("POST", "/dead-letters/drop", body={"letters": ["default/orders/1", "default/picky/1"]})
     assert await world.letters() == ["default/third/1"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        pytest.param("/dead-letters/redrive", {"replay": "r"}, id="redrive"),
+        pytest.param("/dead-letters/drop", {}, id="drop"),
+    ],
+)
+async def test_a_letter_in_another_log_than_its_brokers_settles_no_event_of_that_one(
+    world: World, tmp_path: Path, path: str, body: dict[str, Any]
+):
+    await world.fail(*await append(world.log, entry("a")))
+    (tmp_path / "other").mkdir()
+    moved = broker().with_meta(annotations={CLASS_ANNOTATION: "Redis"})
+    other = SqliteLog(tmp_path / "other" / "log.db")
+    await other.open()
+    there = World(other, tmp_path / "other" / "log.db", moved, log_class="Redis", also={DEFAULT_CLASS: world.reader})
+    await append(other, entry("b"))
+    _, answer = await there.call("POST", path, body={**body, "letters": ["default/orders/1"]})
+    assert "in another log" in answer["letters"][0]["error"]
+    assert there.reader.deliveries((1,)) == {}
+    assert await world.letters() == ["default/orders/1"]
+    await other.close()
 
 
 async def test_while_the_broker_is_away_nothing_is_lost_and_that_is_said(world: World):
