@@ -123,6 +123,7 @@ EMPTY: Final = Table()
 def broker_spec(resource: Resource) -> BrokerSpec:
     """Raises ValueError where the stored resource cannot be read."""
     shape = msgspec.convert(resource.spec, BrokerShape)
+    policy_of(shape.delivery)  # read now, so that this Broker is left out and not the whole table lost
     uri = resource.status.get("deadLetterSinkUri") or None
     return BrokerSpec(
         namespace=resource.meta.namespace,
@@ -157,10 +158,12 @@ def trigger_spec(resource: Resource) -> TriggerSpec:
 def channel_spec(resource: Resource) -> BrokerSpec:
     """An InMemoryChannel, whose events the platform's default log keeps. Raises ValueError where it cannot be read."""
     namespace = resource.meta.namespace
+    delivery = msgspec.convert(resource.spec, InMemoryChannelShape).delivery
+    policy_of(delivery)  # as with a Broker
     return BrokerSpec(
         namespace=namespace,
         name=channel_name(namespace, resource.meta.name).removeprefix(f"{namespace}/"),
-        delivery=msgspec.convert(resource.spec, InMemoryChannelShape).delivery,
+        delivery=delivery,
         dead_letter_uri=resource.status.get("deadLetterSinkUri") or None,
         address=_address(resource),
     )

@@ -121,3 +121,16 @@ def test_a_broker_that_comes_or_goes_changes_all_its_triggers_and_no_others():
     builder.build([], [trigger("t"), trigger("u"), trigger("other", broker="other")])
     assert builder.update([Observed(None, broker())]) == ["uid-t", "uid-u"]
     assert builder.update([Observed(broker(), None)]) == ["uid-t", "uid-u"]
+
+
+@pytest.mark.parametrize("kind", GIVERS)
+def test_a_broker_or_channel_whose_delivery_cannot_be_read_keeps_the_others_from_nothing(kind):
+    name = "channels/odd" if kind == IN_MEMORY_CHANNEL else "odd"
+    meta = ObjectMeta(name="odd", namespace="default", uid="odd")
+    odd = Resource(ref=kind, meta=meta, body={"spec": {"delivery": {"timeout": "soon"}}})
+    resources = [broker(), odd], [trigger("one"), trigger("two", broker=name)]
+    table = TableBuilder().build(*resources)
+    assert (list(table.brokers), sorted(table.triggers)) == (["default/default"], ["uid-one", "uid-two"])
+    kept = TableBuilder()
+    kept.update([Observed(None, resource) for resource in (*resources[0], *resources[1])])
+    assert kept.table == table
