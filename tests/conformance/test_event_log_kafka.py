@@ -32,6 +32,7 @@ from tests.conformance.event_log import (
     append,
     entry,
     ids,
+    pick,
     read,
 )
 from tests.conformance.log_query import LogQuerySuite, ask, names
@@ -272,6 +273,26 @@ class TestKafkaAlone:
         async with asyncio.timeout(DEADLINE_S):
             await granted.wait()
         assert again.subscribe("uid-1", BROKER, "default/one", 99).position() == Position(1)
+
+    async def test_what_is_open_is_found_by_a_process_that_had_not_heard_of_it(self, logs: Logs):
+        first, second = await logs.open("first"), await logs.open("second")
+        second.tail(lambda _: None)
+        (follower,) = (task for task in second._tasks if task.get_name() == "event log follower")
+        follower.cancel()  # as slow as can be
+        await asyncio.wait([follower])
+        heard: list[str] = []
+        claim(first, "uid-1", "first", heard)
+        await until(lambda: heard == ["first"])
+        subscription = first.subscribe("uid-1", BROKER, "default/one", 0)
+        for record in await append(first, entry("a"), entry("b")):
+            subscription.take(record.seq)
+        subscription.keep()
+        await first.flush()
+        first.release("uid-1")
+        claim(second, "uid-1", "second", heard)
+        await until(lambda: heard == ["first", "second"])
+        opened = second.subscribe("uid-1", BROKER, "default/one", 0).position().open
+        assert ids(await pick(second, opened)) == ["a", "b"]
 
     async def test_the_topics_have_the_settings_that_the_log_rests_on(self, logs: Logs):
         await logs.open()

@@ -117,6 +117,11 @@ class Hearing:
                 self._hear(record)
             answer(then, record)
 
+    async def catch_up(self, newest: int) -> None:
+        """Hear all events up to a position that Kafka has. Raises CONNECTION_ERRORS."""
+        async with self.lock:
+            await self._hear_through(newest)
+
     async def look_for_room(self) -> None:
         """Raises CONNECTION_ERRORS."""
         self.room = self._retention.full_bytes - await self._asks.size(self._topic)

@@ -335,6 +335,8 @@ class KafkaLog:
             return
         if kept.through > self._hearing.last:
             kept = await self._within_the_log(uid, kept)
+            # What is open is looked for in what was heard: beyond that it would be taken for what is not kept any more.
+            await self._hearing.catch_up(kept.through)
         self._subscriptions[uid] = self._subscription(uid, kept)
 
     async def _within_the_log(self, uid: str, kept: Kept) -> Kept:
