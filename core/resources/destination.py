@@ -61,8 +61,12 @@ def validate_destination(destination: Destination | None, path: str) -> Iterator
     if destination is None or (destination.ref is None and destination.uri is None):
         yield FieldError(path=path, rule="needs a ref or a uri")
         return
+    try:
+        parts = urlsplit(destination.uri or "")
+    except ValueError as error:
+        yield FieldError(path=f"{path}.uri", rule=f"must be a URL: {error}", value=destination.uri)
+        return
     if destination.uri is not None and destination.ref is None:
-        parts = urlsplit(destination.uri)
         if not (parts.scheme and parts.netloc):
             yield FieldError(path=f"{path}.uri", rule="must be absolute where there is no ref", value=destination.uri)
         elif parts.scheme not in ("http", "https"):
@@ -80,12 +84,20 @@ def resolve(destination: Destination, namespace: str, lookup: Lookup) -> str:
     if destination.ref is None:
         if not destination.uri:
             raise Unresolved("NoDestination", "Neither a ref nor a uri is given.")
-        return destination.uri
+        return _joined("", destination.uri)
     ref = destination.ref
     kind = KindRef.parse(ref.api_version or f"{ref.group}/v1", ref.kind)
     key = Key(kind, ref.namespace or namespace, ref.name)
     base = _address(key, lookup)
-    return urljoin(base.rstrip("/") + "/", destination.uri) if destination.uri else base
+    return _joined(base.rstrip("/") + "/", destination.uri) if destination.uri else base
+
+
+def _joined(base: str, uri: str) -> str:
+    try:
+        urlsplit(uri)  # without a base, nothing is looked at
+        return urljoin(base, uri)
+    except ValueError as error:
+        raise Unresolved("NoDestination", f"The uri {uri!r} is no URL: {error}. Correct it.") from error
 
 
 def _address(key: Key, lookup: Lookup) -> str:

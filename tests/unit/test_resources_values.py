@@ -121,6 +121,12 @@ def test_a_destination_that_leads_nowhere_yet_says_why(held, reason):
     assert caught.value.reason == reason
 
 
+@pytest.mark.parametrize("ref", [None, KReference(kind="Service", name="b", api_version="v1")])
+def test_a_uri_that_is_no_url_does_not_resolve(ref):
+    with pytest.raises(Unresolved, match="is no URL"):
+        resolve(Destination(ref=ref, uri="//["), "n", lambda key: None)
+
+
 @pytest.mark.parametrize(
     ("destination", "path"),
     [
@@ -128,6 +134,8 @@ def test_a_destination_that_leads_nowhere_yet_says_why(held, reason):
         (Destination(), "spec.sink"),
         (Destination(uri="/relative"), "spec.sink.uri"),
         (Destination(uri="ftp://x"), "spec.sink.uri"),
+        (Destination(uri="http://["), "spec.sink.uri"),
+        (Destination(ref=KReference(kind="Service", name="b", api_version="v1"), uri="//["), "spec.sink.uri"),
         (Destination(ref=KReference(name="b", api_version="v1")), "spec.sink.ref.kind"),
         (Destination(ref=KReference(kind="Broker", name="b")), "spec.sink.ref.apiVersion"),
     ],
