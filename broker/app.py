@@ -129,7 +129,7 @@ def create_router(*, readers: Mapping[str, LogQuery], view: View) -> APIRouter:
         def read() -> PlanList:
             try:
                 ask = msgspec.json.decode(body, type=Ask)
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise InvalidInput(f"The request cannot be read: {error}.") from error
             return PlanList(planner.plan(ask, known))
 

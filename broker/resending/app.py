@@ -203,7 +203,7 @@ async def _body(request: Request) -> bytes:
 def _read(body: bytes, shape: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=shape)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidInput(f"The request cannot be read: {error}.") from error
 
 

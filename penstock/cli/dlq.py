@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import sys
@@ -390,7 +391,7 @@ def _one(session: Patient, letter: str, body: Mapping[str, Any], output: str, *,
         text = error.message if isinstance(error, Refused) else str(error)
         click.echo(f"{letter}: {text}", err=True)
         if edited:
-            click.echo(f"What you edited is kept: send it with --with {_kept(body['event'])}", err=True)
+            click.echo(f"What you edited is kept: send it with --with {_kept(_written(body['event']))}", err=True)
         return {"done": [], "failed": [{"letter": letter, "error": text}]}
     if output == "text":
         click.echo(f"{letter} {click.style('redriven', fg='green')} as position {answer['position']}")
@@ -425,18 +426,27 @@ def _edited(session: Patient, letter: str) -> Any:
     event = _request(session, "GET", _path(letter))["event"]
     if event is None:
         raise Failure(f"The event of {letter} is corrupt. Give another one with --with FILE.")
-    before = msgspec.json.format(msgspec.json.encode(event), indent=2).decode() + "\n"
+    before = _written(event)
+    # As bytes: an editor may leave what is no UTF-8.
     after = click.edit(before, extension=".json")
     if after is None or after == before:
         raise Failure("Nothing was changed, so nothing was sent.", hint="Without --edit it is sent as it is.")
-    return _json(after.encode(), "What was edited")
+    try:
+        return _json(after.removeprefix(codecs.BOM_UTF8), "What was edited")
+    except Failure as refusal:
+        hint = f"What you edited is kept: mend it, and send it with --with {_kept(after)}"
+        raise Failure(refusal.message, hint=hint) from refusal
 
 
-def _kept(event: Any) -> str:
+def _written(event: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(event), indent=2) + b"\n"
+
+
+def _kept(edited: bytes) -> str:
     """A file with what a person edited, so that the work is not lost where it is refused."""
     descriptor, path = tempfile.mkstemp(prefix="penstock-", suffix=".json")
     with os.fdopen(descriptor, "wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(event), indent=2) + b"\n")
+        file.write(edited)
     return path
 
 
@@ -451,7 +461,7 @@ def _given(path: str) -> Any:
 def _json(content: bytes, what: str) -> Any:
     try:
         event = msgspec.json.decode(content)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Failure(f"{what} is not JSON: {error}. Nothing was sent.") from error
     if not isinstance(event, dict):
         raise Failure(f"{what} is not an event: it must be a JSON object. Nothing was sent.")

@@ -148,13 +148,13 @@ def _payload(text: str | None, content_type: str) -> bytes | None:
         except OSError as error:
             raise Failure(f"{text[1:]} cannot be read: {error.strerror}.") from error
     else:
-        content = text.encode()
+        content = text.encode(errors="surrogateescape")  # the bytes that the shell gave
     if "/" not in content_type:
         raise click.UsageError(f"--content-type {content_type!r} must be a media type, such as application/json.")
     if content_type.partition(";")[0].strip() == "application/json":
         try:
             msgspec.json.decode(content)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             hint = "Quote it as JSON, or name another --content-type."
             raise Failure(f"--data is not JSON: {error}.", hint=hint) from error
     return content

@@ -54,20 +54,23 @@ async def log(tmp_path: Path) -> AsyncIterator[SqliteLog]:
     await made.close()
 
 
-async def get(tmp_path: Path, path: str, query: str = "", *resources: Resource) -> tuple[int, Any]:
-    """Status and JSON of one GET to an application that holds nothing but the router."""
+async def get(
+    tmp_path: Path, path: str, query: str = "", *resources: Resource, posted: bytes | None = None
+) -> tuple[int, Any]:
+    """Status and JSON of one GET, or of a POST, to an application that holds nothing but the router."""
     app = FastAPI()
     view = Held(broker(), *(resources or TRIGGERS))
     app.include_router(create_router(readers={DEFAULT_CLASS: LogReader(tmp_path / "log.db")}, view=view))
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.request", "body": posted or b"", "more_body": False}
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "GET", "path": path, "raw_path": path.encode(), "query_string": query.encode()}
+    method = "GET" if posted is None else "POST"
+    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": query.encode()}
     scope |= {"headers": [], "http_version": "1.1", "scheme": "http", "asgi": {"version": "3.0"}}
     await app(scope, receive, send)
     body = b"".join(message.get("body", b"") for message in sent)
@@ -187,6 +190,11 @@ async def test_filters_that_are_nested_too_deeply_are_refused(tmp_path: Path):
     deep = '[{"not":' + '{"not":' * 900 + '{"exact":{"type":"a"}}' + "}" * 901 + "]"
     status, answer = await get(tmp_path, "/penstock/v1/events", urllib.parse.urlencode({"filters": deep}))
     assert (status, answer["message"]) == (400, "The request cannot be read: it is nested too deeply.")
+
+
+async def test_a_question_that_is_no_utf_8_is_refused(tmp_path: Path):
+    status, answer = await get(tmp_path, "/penstock/v1/plan", posted=b'{"triggers": [{"namespace": "\xe9"}]}')
+    assert (status, "The request cannot be read" in answer["message"]) == (400, True), answer
 
 
 async def test_an_explanation_tells_for_each_trigger_what_happened_or_why_nothing_did(tmp_path: Path, log: SqliteLog):

@@ -251,6 +251,7 @@ async def test_a_letter_is_redriven_as_it_was_edited_and_to_a_revision(world: Wo
     [
         pytest.param({"replay": "A b"}, 400, "replay='A b' must be", id="replay"),
         pytest.param({}, 400, "replay", id="no replay"),
+        pytest.param(msgspec.Raw(b'{"replay": "\xe9"}'), 400, "cannot be read", id="no UTF-8"),
         pytest.param({"replay": "r", "revision": "none"}, 404, "no Revision 'none'", id="revision"),
         pytest.param({"replay": "r", "event": {"id": "a"}}, 400, "specversion", id="no event"),
         pytest.param({"replay": "r", "to": "x"}, 400, "to", id="unknown"),
