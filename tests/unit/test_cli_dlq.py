@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from penstock.cli.dlq import dlq
+from penstock.cli.main import main
 
 EVENT = {"specversion": "1.0", "id": "e1", "source": "/test", "type": "made"}
 
@@ -34,7 +34,7 @@ def platform(monkeypatch: pytest.MonkeyPatch) -> Keeps:
 
 
 def redrive(*options: str) -> Result:
-    return CliRunner().invoke(dlq, ["redrive", "scan/1", "--server", "http://127.0.0.1:1", *options])
+    return CliRunner().invoke(main, ["dlq", "redrive", "scan/1", "--server", "http://127.0.0.1:1", *options])
 
 
 def leaves(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
