@@ -294,6 +294,20 @@ class TestBatches:
                 wait_for(waiting, f"u{n}")
         assert not waiting.says
 
+    def test_positions_with_much_open_make_no_batch_that_the_topic_refuses_as_too_large(self):
+        waiting = Batch()
+        position = Position(5_000_000, tuple(range(1000, 4_097_000, 1000)))  # all that a Trigger with an order may have
+        for n in range(HURRIED_POSITIONS):
+            waiting.dirty[f"u{n}"] = Subscription(f"u{n}", "b", "n", position, lambda _: None)
+        waiting.say()
+        taken, says = 0, False
+        while not says:
+            batch = waiting.take(positions=False)
+            taken, says = taken + len(batch.dirty), batch.says
+            made, _ = payloads(Topics.of("log"), "me", batch, lambda _: 4, lambda: Said("1"))
+            assert len(made["log-state"]) < MAX_STATE_BATCH_BYTES * 3 // 4
+        assert taken == HURRIED_POSITIONS
+
     def test_what_is_remembered_makes_no_batch_that_the_topic_refuses_as_too_large(self):
         waiting = Batch()
         for n in range(HURRIED_POSITIONS):

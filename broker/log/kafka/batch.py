@@ -32,13 +32,16 @@ BATCH_BYTES: Final = 1024 * 1024
 BATCH_NOTES: Final = 4096
 #: About 4 KiB each where a Trigger has all that it may have outstanding.
 BATCH_POSITIONS: Final = 256
+#: The same while something is to be said after them; half of what the state topic takes, were each of twice that size.
+HURRIED_POSITIONS: Final = 1024
+#: Open events of all these positions, of at most eight bytes each: half of what the state topic takes. A Trigger that
+#: wants order may have four times as many as another one.
+BATCH_OPEN: Final = 1024 * 1024
 #: About 30 KiB each where a Trigger has all that it may have outstanding in retries, and four times that in order.
 BATCH_MEMOS: Final = 32
 #: A quarter of what the state topic takes, also while something is to be said: a batch that it refuses as too large
 #: would be refused for ever, and what is said with it never heard.
 BATCH_MEMO_BYTES: Final = 4 * 1024 * 1024
-#: The same while something is to be said after them; half of what the state topic takes, were each of twice that size.
-HURRIED_POSITIONS: Final = 1024
 
 
 class Batch:
@@ -83,8 +86,12 @@ class Batch:
         while self.notes and len(taken.notes) < BATCH_NOTES:
             taken.notes.append(self.notes.popleft())
         if positions or self.says:
-            some = list(self.dirty)[: HURRIED_POSITIONS if self.says else BATCH_POSITIONS]
-            taken.dirty = {uid: self.dirty.pop(uid) for uid in some}
+            room = BATCH_OPEN
+            for uid in list(self.dirty)[: HURRIED_POSITIONS if self.says else BATCH_POSITIONS]:
+                room -= len(self.dirty[uid].open)
+                if room < 0 and taken.dirty:
+                    break
+                taken.dirty[uid] = self.dirty.pop(uid)
             taken.dropped, self.dropped = self.dropped, {}
             room = BATCH_MEMO_BYTES
             for uid in list(self.memos)[: HURRIED_POSITIONS if self.says else BATCH_MEMOS]:
@@ -92,7 +99,7 @@ class Batch:
                 if room < 0 and taken.memos:
                     break
                 taken.memos[uid] = self.memos.pop(uid)
-            self._before -= len(some)
+            self._before -= len(taken.dirty)
             if self._before <= 0 or not self.dirty:
                 taken.says, self.says = self.says, False
                 taken.speakers, self.speakers = self.speakers, []
