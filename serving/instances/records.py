@@ -59,7 +59,7 @@ class Records:
         for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
             try:
                 found.append(msgspec.json.decode(path.read_bytes(), type=Record))
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 _log.warning("removed an instance record that cannot be read", extra={"facts": {"error": str(error)}})
                 path.unlink(missing_ok=True)
         return found

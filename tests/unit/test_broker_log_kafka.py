@@ -227,9 +227,12 @@ class TestPositions:
         position = Position(base + max(opened, default=0), tuple(base + seq for seq in sorted(opened)))
         assert decode_kept(encode_kept(3, "b", "n", position)).position == position
 
-    def test_what_is_no_position_is_refused(self):
+    @pytest.mark.parametrize(
+        "stored", [b"[]", b'{"token":0,"broker":"\xe9","name":"n"}'], ids=["no object", "no UTF-8"]
+    )
+    def test_what_is_no_position_is_refused(self, stored: bytes):
         with pytest.raises(Corrupt):
-            decode_kept(b"[]")
+            decode_kept(stored)
 
 
 def wait_for(waiting: Batch, uid: str) -> None:

@@ -149,7 +149,7 @@ def decode_kept(stored: bytes) -> Kept:
     """Raises Corrupt."""
     try:
         return _KEPT.decode(stored)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Corrupt(f"A subscription's kept position cannot be read: {error}.") from error
 
 
@@ -161,7 +161,7 @@ def decode_said(stored: bytes) -> Said:
     """Raises Corrupt."""
     try:
         return _SAID.decode(stored)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise Corrupt(f"What a process says of itself cannot be read: {error}.") from error
 
 
