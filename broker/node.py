@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -83,6 +84,7 @@ class BrokerNode:
             )
         self._tail(logs)
         self._follower = Follower(store, FOLLOWED, self._changed, metrics=metrics)
+        self._told = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
         self._housekeeping: asyncio.Task[None] | None = None
         self._broken = asyncio.Event()
@@ -135,6 +137,12 @@ class BrokerNode:
             self._dispatching.add(logs)
         if self._table is not None:
             self._swap(self._table)
+
+    async def known(self, patience_s: float) -> None:
+        """Wait until the Brokers are known, no longer than this: then publishers are asked to come back."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                await self._told.wait()
 
     async def drain(self, timeout_s: float) -> None:
         """Stop delivering, let what is in flight finish within `timeout_s`, and make all progress durable."""
@@ -197,6 +205,7 @@ class BrokerNode:
         if table is self._table and changed is not None:
             return
         self._table = table
+        self._told.set()
         if self._dispatching is not None:  # first: a new Trigger hears what arrives from now on
             self._dispatching.swap(table, changed)
         if self._ingress is not None:

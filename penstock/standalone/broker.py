@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Final
 
 from broker.kinds import KINDS as BROKER_KINDS
 from broker.learning import EventTypeLearner
@@ -29,6 +30,10 @@ from penstock.standalone.settings import Settings
 __all__ = ["compose"]
 
 logger = logging.getLogger(__name__)
+
+#: Before it is said that events can be published. Control starts at the same time and tells of the Brokers soon; where
+#: it does not, what can be done without it goes on.
+PATIENCE_S: Final = 2.0
 
 
 @asynccontextmanager
@@ -63,6 +68,7 @@ async def compose(settings: Settings, ending: Ending) -> AsyncIterator[None]:
         server = HttpServer(node.handler)
         await server.start(settings.broker.socket())
         stack.push_async_callback(lambda: server.drain(ending.drain_s))
+        await node.known(PATIENCE_S)
         yield
 
 

@@ -134,6 +134,22 @@ def test_a_node_that_starts_while_the_store_is_away_goes_by_what_is_known_from_e
     run_virtual(main())
 
 
+def test_who_waits_until_the_brokers_are_known_finds_them_known_or_waits_no_longer_than_it_says():
+    async def main() -> None:
+        async with Running() as running:
+            before_s = asyncio.get_running_loop().time()
+            await running.node.known(2.0)
+            assert asyncio.get_running_loop().time() - before_s < 1.0
+            assert (await running.send("no-broker")).status == 404
+        async with Running(Away()) as running:
+            before_s = asyncio.get_running_loop().time()
+            await running.node.known(2.0)
+            assert asyncio.get_running_loop().time() - before_s == pytest.approx(2.0)
+            assert (await running.send("too-early")).status == 503
+
+    run_virtual(main())
+
+
 def test_metrics_tell_deliveries_by_trigger_and_end_with_it():
     async def main() -> None:
         async with Running() as running:
