@@ -1,6 +1,7 @@
 """The store on a cluster before any cluster: how the cluster is found, and what its answers on the wire become."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -111,6 +112,50 @@ async def test_a_watch_that_breaks_off_tells_what_came_and_is_unavailable(tmp_pa
         names, error = await watched(store)
     assert names == ["a"]
     assert isinstance(error, Unavailable)
+
+
+async def test_a_request_that_is_given_up_before_its_answer_leaves_no_connection_behind(tmp_path: Path):
+    listener = socket.create_server(("127.0.0.1", 0))
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def serve_silently() -> str:
+        """Take one request over TLS and answer neither it nor TLS' goodbye; how the connection ended."""
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(CERTIFICATE, CERTIFICATE.with_suffix(".key"))
+        accepted, _ = listener.accept()
+        with accepted.dup() as below, tls.wrap_socket(accepted, server_side=True) as above:
+            assert above.recv(65_536).startswith(b"GET /api/v1/configmaps")
+            loop.call_soon_threadsafe(asked.set)
+            below.settimeout(DEADLINE_S)
+            try:
+                while below.recv(65_536):
+                    pass
+            except ConnectionResetError:
+                pass
+            except TimeoutError:
+                return "still open"
+            return "ended"
+
+    path = tmp_path / "kubeconfig"
+    path.write_text(
+        f"""
+kind: Config
+clusters: [{{name: c, cluster: {{server: "https://127.0.0.1:{listener.getsockname()[1]}",
+                                 certificate-authority: {CERTIFICATE}}}}}]
+users: [{{name: u, user: {{}}}}]
+contexts: [{{name: x, context: {{cluster: c, user: u}}}}]
+current-context: x
+"""
+    )
+    with listener:
+        server = asyncio.create_task(asyncio.to_thread(serve_silently))
+        async with connected(Cluster(kubeconfig=str(path))) as client:
+            request = asyncio.create_task(KubernetesStore(client, KINDS).list(CONFIG_MAP))
+            await asked.wait()
+            request.cancel()
+            await asyncio.gather(request, return_exceptions=True)
+        assert await server == "ended"
 
 
 async def test_a_watch_that_falls_silent_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

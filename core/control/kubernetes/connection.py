@@ -6,12 +6,13 @@ import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import aiohttp
 import msgspec
 import yaml
 from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client.rest import RESTClientObject
 from kubernetes.aio.config import ConfigException, load_kube_config
 
 from core.errors import InvalidInput
@@ -66,6 +67,21 @@ async def reading(response: aiohttp.ClientResponse) -> AsyncIterator[aiohttp.Cli
         response.close()
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Cuts off the connections of requests that are given up before an answer came, for the same reason: there is no
+    response yet to do it by."""
+
+    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
+        if should_close or protocol.should_close:
+            protocol.abort()
+        super()._release(key, protocol, should_close=should_close)
+
+
+class _Requests(RESTClientObject):  # type: ignore[misc]  # the package has no types
+    def _create_connector(self) -> aiohttp.TCPConnector:
+        return _Connector(limit=self.maxsize, ssl=self.ssl_context)
+
+
 @asynccontextmanager
 async def connected(cluster: Cluster | ServiceAccount) -> AsyncIterator[ApiClient]:
     """A client of the cluster, closed on leaving. Raises InvalidInput where its configuration cannot be used."""
@@ -84,6 +100,7 @@ async def connected(cluster: Cluster | ServiceAccount) -> AsyncIterator[ApiClien
     except (ConfigException, OSError, yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         # The last three are how the package takes a document that is not a kubeconfig at all.
         raise InvalidInput(f"{_told(cluster)} cannot be used: {error}") from error
+    client.rest_client = _Requests(configuration)
     client.user_agent = "penstock"
     try:
         yield client
