@@ -58,9 +58,11 @@ def test_one_control_pod_leads_and_its_service_leads_to_it_alone(release: Releas
 def test_a_function_answers_from_zero(release: Release, namespace: str):
     apply(release, namespace, knative_service("page", "dev.local/page:1", scaling={"window": "6s"}))
     release.until_ready("ksvc", "page", namespace)
-    assert release.call("page", namespace) == (200, b"hello from page-00001")
+    answer = (200, b"hello from page-00001")
+    # The gateways hear that the Route is ready a moment after the API has it.
+    release.cluster.until(lambda: release.call("page", namespace) == answer, what="the gateways know the Route")
     release.cluster.until(lambda: not release.cluster.get("pods", "-n", namespace), what="page is at zero")
-    assert release.call("page", namespace) == (200, b"hello from page-00001")
+    assert release.call("page", namespace) == answer
 
 
 def test_an_event_wakes_a_function_and_its_reply_comes_back(release: Release, namespace: str):
